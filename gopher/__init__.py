@@ -1,0 +1,1 @@
+"""One run of the study: specs, data, model, training. Needs torch, numpy and sentencepiece; never ray, mlflow or hydra."""

@@ -1,0 +1,127 @@
+"""A run's folder: the local truth about one run. Atomic files, an append-only metrics log, standard library only.
+
+    runs/<key>/spec.json         what is computed (RunSpec)
+               placement.json    how (Placement)
+               provenance.json   versions, code state, resolved config
+               state.json        RunState: where it stands
+               metrics.jsonl     one line per logged step: {"step": 10, "metrics": {"train/loss": 5.1}}
+               checkpoints/      see gopher.checkpoint
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import GopherError
+from gopher.spec import Placement, RunSpec, build, from_json, to_json
+
+QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write beside the target and rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    state: str  # queued | running | finished | failed | stopped
+    step: int = 0  # optimizer steps done
+    attempt: int = 0  # starts so far
+    reason: str | None = None  # why it failed or stopped, one sentence
+    updated_at: float = 0.0  # unix seconds
+    train_seconds: float = 0.0  # inside training steps, evaluation and checkpoints, over all attempts
+    tokens_per_second: float | None = None  # recent
+
+
+class RunFolder:
+    """Reads and writes one run's folder; every writer is atomic, every reader tolerates a torn last line."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def create(self, spec: RunSpec, placement: Placement, provenance: dict[str, Any]) -> None:
+        """Write the spec once (a folder of that key always holds that spec), placement and provenance at every start."""
+        if not (self.path / "spec.json").exists():
+            write_atomic(self.path / "spec.json", to_json(spec))
+        write_atomic(self.path / "placement.json", to_json(placement))
+        write_atomic(self.path / "provenance.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+
+    def spec(self) -> RunSpec:
+        return from_json(RunSpec, self._text("spec.json"))
+
+    def placement(self) -> Placement:
+        return from_json(Placement, self._text("placement.json"))
+
+    def provenance(self) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads(self._text("provenance.json"))
+        return result
+
+    def state(self) -> RunState | None:
+        """Where the run stands, or None when it was never queued."""
+        try:
+            return build(RunState, json.loads((self.path / "state.json").read_text("utf-8")), "state.json")
+        except FileNotFoundError:
+            return None
+
+    def write_state(self, state: RunState) -> None:
+        write_atomic(self.path / "state.json", json.dumps({**asdict(state), "updated_at": time.time()}, sort_keys=True) + "\n")
+
+    def log(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Append one line; a later line for the same (metric, step) replaces an earlier one on reading.
+
+        None and non-finite values are kept as null: a missing number never becomes 0.
+        """
+        finite = {k: (v if v is not None and abs(v) < float("inf") else None) for k, v in metrics.items()}
+        line = json.dumps({"step": step, "metrics": finite}, sort_keys=True, allow_nan=False) + "\n"
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(line)
+
+    def trim_torn_line(self) -> None:
+        """Cut a half-written last line left by a kill, so that the next append starts on a line of its own."""
+        path = self.path / "metrics.jsonl"
+        if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+            with open(path, "r+b") as file:
+                file.truncate(data.rfind(b"\n") + 1)
+
+    def metrics(self) -> dict[str, dict[int, float | None]]:
+        """metric -> {step: last logged value}, steps ascending."""
+        series: dict[str, dict[int, float | None]] = {}
+        for line in self.metric_lines():
+            for name, value in line["metrics"].items():
+                series.setdefault(name, {})[line["step"]] = value
+        return {name: dict(sorted(points.items())) for name, points in series.items()}
+
+    def metric_lines(self) -> list[dict[str, Any]]:
+        try:
+            text = (self.path / "metrics.jsonl").read_text("utf-8")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.split("\n")[:-1] if line]
+
+    def last(self, metric: str) -> float | None:
+        """The value of `metric` at its largest step, or None."""
+        points = self.metrics().get(metric)
+        return points[max(points)] if points else None
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text("utf-8")
+        except FileNotFoundError:
+            raise GopherError(f"{self.path / name} does not exist; launch the run first or check the folder") from None

@@ -1,0 +1,86 @@
+"""Parameters, FLOPs and bytes of a model, each with its convention. Standard library only."""
+
+from dataclasses import dataclass
+
+from gopher.spec import ModelSpec, RunSpec
+
+FLOPS_CONVENTION = (
+    "causal-exact training FLOPs: 2 per multiply-add, backward = 2x forward, causal half of attention, "
+    "Transformer-XL position term counted, W_R r once per step, no recomputation, embedding lookup free"
+)
+
+
+def params_total(m: ModelSpec) -> int:
+    """V d + L (13 d^2 + 4 d) + d: gives all six names of Rae et al. 2021 (44M: 43,663,872).
+
+    Per layer 4 d^2 (Q K V O) + d^2 (W_R) + 8 d^2 (MLP) + 2 d (RMSNorm gains) + 2 d (u, v); then the final
+    gain; embeddings tied. A reconstruction: the paper prints only the rounded names.
+    """
+    return m.vocab_size * m.d_model + params_non_embedding(m)
+
+
+def params_non_embedding(m: ModelSpec) -> int:
+    """L (13 d^2 + 4 d) + d: everything but the tied embedding."""
+    d = m.d_model
+    return m.n_layers * (13 * d * d + 4 * d) + d
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFlops:
+    """Forward + backward FLOPs per token at full context, by part; W_R r is per step, see `table_flops`."""
+
+    linear: float  # Q K V O and the MLP: 12 d^2 weights per layer
+    head: float  # logits, V d weights
+    attention: float  # Q K^T and A V over the causal half
+    position: float  # Q R^T over the causal half
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.head + self.attention + self.position
+
+
+def token_flops(m: ModelSpec) -> TokenFlops:
+    """Training FLOPs per token (3x forward), mean visible length (T + 1) / 2."""
+    d, visible = m.d_model, (m.context + 1) / 2
+    return TokenFlops(
+        linear=3 * 2 * 12 * d * d * m.n_layers,
+        head=3 * 2 * m.vocab_size * d,
+        attention=3 * 2 * 2 * d * visible * m.n_layers,
+        position=3 * 2 * d * visible * m.n_layers,
+    )
+
+
+def table_flops(m: ModelSpec) -> float:
+    """Training FLOPs of W_R r for one step: T distances, d x d weights per layer."""
+    return 3 * 2 * m.d_model * m.d_model * m.context * m.n_layers
+
+
+def train_flops(run: RunSpec, step: int | None = None) -> float:
+    """FLOPs spent after `step` steps (default: the whole run) under `FLOPS_CONVENTION`."""
+    step = run.steps if step is None else step
+    return run.tokens_before(step) * token_flops(run.model).total + step * table_flops(run.model)
+
+
+def train_flops_6n(run: RunSpec) -> float:
+    """6 N D with total parameters: the form other papers print; over-counts W_R and omits attention (44M: -20 %, 280B: +6 %)."""
+    return 6.0 * params_total(run.model) * run.train_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBytes:
+    """Bytes per rank of the sharded training state, activations apart."""
+
+    parameters: float
+    gradients: float
+    moments: float
+
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.moments
+
+
+def train_bytes(run: RunSpec, ranks: int) -> TrainBytes:
+    """Sharded parameter, gradient and Adam bytes per rank; moments are float32 in every mode (paper: 2.5 TiB at 280B in bf16)."""
+    width = 2 if run.precision.parameters == "bfloat16" else 4
+    n = params_total(run.model) / ranks
+    return TrainBytes(parameters=width * n, gradients=width * n, moments=8 * n)

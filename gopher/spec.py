@@ -1,0 +1,327 @@
+"""What one run is: frozen dataclasses, standard library only.
+
+`RunSpec` is all that decides the numbers of a run and nothing else; its hash is the run's key.
+`Placement` is how and where the run is executed (workers, threads, cadence of checkpoints); it is
+never part of the identity, because the same spec gives the same losses under any placement.
+Each spec checks itself on construction and raises `UsageError` with the value and the cure.
+"""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gopher.errors import UsageError, did_you_mean
+from gopher.identity import label, short_key
+
+T = TypeVar("T")
+SPEC_VERSION = 1  # raise it when the same fields begin to mean another computation
+
+
+def require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Shape of the transformer (Rae et al. 2021, Table 1): d_ff = 4 d_model, tied embeddings, TXL relative attention."""
+
+    n_layers: int
+    n_heads: int
+    d_head: int
+    d_model: int
+    vocab_size: int
+    context: int  # tokens of one training sequence
+
+    @property
+    def d_ff(self) -> int:
+        return 4 * self.d_model
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "d_head", "d_model", "vocab_size", "context"):
+            require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; give a positive integer")
+        require(
+            self.n_heads * self.d_head == self.d_model,
+            f"model.n_heads * model.d_head is {self.n_heads} * {self.d_head} = {self.n_heads * self.d_head} but model.d_model is "
+            f"{self.d_model}; every Gopher rung has them equal, so set model.d_head={self.d_model / self.n_heads:g} or another head count",
+        )
+        require(self.d_model % 2 == 0, f"model.d_model is {self.d_model}, which is odd; sinusoids come in sin/cos pairs, so give an even width")
+        require(self.vocab_size <= 65_536, f"model.vocab_size is {self.vocab_size}; token shards are uint16, so at most 65536")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec:
+    """A SentencePiece model with byte fallback, trained on the training split."""
+
+    vocab_size: int
+    preset: str = "lossless"  # lossless: exact round trip of any UTF-8; gopher: NFKC as in the paper
+    algorithm: str = "bpe"  # bpe trains 10x faster; unigram encodes 4x faster
+    train_bytes: int = 20_000_000  # at most this much text, drawn evenly over documents
+
+    def __post_init__(self) -> None:
+        require(self.preset in ("lossless", "gopher"), f"tokenizer.preset is '{self.preset}'; use lossless or gopher")
+        require(self.algorithm in ("bpe", "unigram"), f"tokenizer.algorithm is '{self.algorithm}'; use bpe or unigram")
+        require(
+            264 <= self.vocab_size <= 65_536,
+            f"tokenizer.vocab_size is {self.vocab_size}; byte fallback needs at least 264 and uint16 shards at most 65536",
+        )
+        require(self.train_bytes > 0, f"tokenizer.train_bytes is {self.train_bytes}; give a positive number of bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetSpec:
+    """One named part of the mixture. `origin` is a package, a folder or a hub id, by `DataSpec.kind`."""
+
+    name: str
+    weight: float  # share of training sequences, in any unit; normalised over the subsets
+    origin: str = ""
+    revision: str = ""  # package version or hub commit; empty for folders
+    config: str = ""  # hub configuration name
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.name) and all(c.isalnum() or c in "_-" for c in self.name),
+            f"subset name '{self.name}' may only have letters, digits, '_' and '-'; rename the folder or the subset",
+        )
+        require(self.weight > 0, f"data weight of subset '{self.name}' is {self.weight}; give a positive number or leave the subset out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Where text comes from and how it is split. Weights decide batches; the split decides what is never trained on."""
+
+    kind: str  # package | local | hub
+    subsets: tuple[SubsetSpec, ...]
+    validation_fraction: float = 0.02  # of documents, chosen by content hash, at least one per subset
+    max_documents: int | None = None  # per subset, hub only: how much of a stream to take
+    max_epochs: float = 4.0  # a subset seen more often than this is refused unless the study raises it
+    path: str | None = label(default=None)  # local only
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("package", "local", "hub"), f"data.kind is '{self.kind}'; use package, local or hub")
+        names = [s.name for s in self.subsets]
+        require(bool(names), "data has no subsets; name at least one, or point data.path at a folder with text")
+        require(len(set(names)) == len(names), f"data subsets {names} have a name twice; rename one")
+        require(0 < self.validation_fraction < 0.5, f"data.validation_fraction is {self.validation_fraction}; give a share between 0 and 0.5")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Mixture share per subset, summing to 1."""
+        total = sum(s.weight for s in self.subsets)
+        return {s.name: s.weight / total for s in self.subsets}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSpec:
+    """Adam with linear warm-up and cosine decay (Rae et al. 2021, section 3.1).
+
+    Betas and eps are not published: 0.9 / 0.95 / 1e-8 are this project's choice.
+    """
+
+    lr: float  # maximum learning rate
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    warmup_steps: int = 1_500
+    warmup_start_lr: float = 1e-7
+    final_lr_fraction: float = 0.1  # of lr, reached at the last step
+    clip_norm: float = 1.0  # global gradient norm
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"optim.lr is {self.lr}; give a positive learning rate")
+        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"optim.beta1/beta2 are {self.beta1}/{self.beta2}; give values in [0, 1)")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; give 0 or more")
+        require(0 < self.final_lr_fraction <= 1, f"optim.final_lr_fraction is {self.final_lr_fraction}; give a value in (0, 1]")
+        require(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; give a positive norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """Sequences per step, doubled once if `double_at_tokens` is set (the 280B run went from 3M to 6M tokens midway)."""
+
+    sequences: int
+    double_at_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.sequences >= 1, f"batch.sequences is {self.sequences}; give a positive integer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionSpec:
+    parameters: str = "float32"
+    compute: str = "float32"
+    stochastic_rounding: bool = False  # only with bfloat16 parameters; moments stay float32
+    gradient_reduce: str = "float32"  # float64 makes losses independent of the world size to the last bit or two
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("parameters", ("float32", "bfloat16")),
+            ("compute", ("float32", "bfloat16")),
+            ("gradient_reduce", ("float32", "float64")),
+        ):
+            require(getattr(self, name) in known, f"precision.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
+        require(
+            self.stochastic_rounding == (self.parameters == "bfloat16"),
+            f"precision.stochastic_rounding is {self.stochastic_rounding} with {self.parameters} parameters; "
+            "bfloat16 parameters need it and float32 parameters cannot use it",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    """Validation on held-out documents: at step 0, `points` times evenly over the run, always at the last step."""
+
+    points: int = 5
+    tokens_per_subset: int = 32_768
+
+    def __post_init__(self) -> None:
+        require(self.points >= 1, f"evaluation.points is {self.points}; give 1 or more (the last step is always evaluated)")
+        require(self.tokens_per_subset >= 1, f"evaluation.tokens_per_subset is {self.tokens_per_subset}; give a positive number of tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training run. `rung` is a label: two ladders that name the same model differently share the run."""
+
+    rung: str = label()
+    seed: int
+    model: ModelSpec
+    data: DataSpec
+    tokenizer: TokenizerSpec
+    optim: OptimSpec
+    batch: BatchSpec
+    precision: PrecisionSpec
+    evaluation: EvalSpec
+    tokens: int  # training tokens asked for; the run takes the whole steps that reach it
+    tokenizer_key: str  # identity of the tokenizer's inputs
+    data_key: str  # identity of the token shards' inputs
+    version: int = SPEC_VERSION
+
+    def __post_init__(self) -> None:
+        require(
+            self.model.vocab_size == self.tokenizer.vocab_size,
+            f"model.vocab_size is {self.model.vocab_size} but tokenizer.vocab_size is {self.tokenizer.vocab_size}; make them equal",
+        )
+        require(self.seed >= 0, f"seed is {self.seed}; give 0 or a positive integer")
+        require(self.tokens >= self.batch_tokens(0), f"tokens is {self.tokens}, less than one batch of {self.batch_tokens(0)}; raise tokens")
+        require(
+            self.optim.warmup_steps < self.steps,
+            f"optim.warmup_steps is {self.optim.warmup_steps} but the run has only {self.steps} steps; lower it or raise tokens",
+        )
+
+    @property
+    def key(self) -> str:
+        """12 hex digits: the run's identity and its folder name."""
+        return short_key(self)
+
+    @property
+    def doubling_step(self) -> int | None:
+        """First step with the doubled batch, or None."""
+        if self.batch.double_at_tokens is None:
+            return None
+        return -(-self.batch.double_at_tokens // (self.batch.sequences * self.model.context))
+
+    @property
+    def steps(self) -> int:
+        """Whole optimizer steps that reach `tokens`."""
+        one, doubling = self.batch.sequences * self.model.context, self.doubling_step
+        if doubling is None or doubling * one >= self.tokens:
+            return -(-self.tokens // one)
+        return doubling + -(-(self.tokens - doubling * one) // (2 * one))
+
+    def batch_sequences(self, step: int) -> int:
+        """Sequences in the global batch of `step` (0-based)."""
+        doubled = self.doubling_step is not None and step >= self.doubling_step
+        return self.batch.sequences * (2 if doubled else 1)
+
+    def batch_tokens(self, step: int) -> int:
+        return self.batch_sequences(step) * self.model.context
+
+    def sequences_before(self, step: int) -> int:
+        """Sequences consumed by steps 0 .. step-1: the position in the data order."""
+        doubling = self.doubling_step
+        extra = max(0, step - doubling) if doubling is not None else 0
+        return self.batch.sequences * (step + extra)
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens trained on after `step` steps."""
+        return self.sequences_before(step) * self.model.context
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens the run really trains on (whole steps)."""
+        return self.tokens_before(self.steps)
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Steps after which validation runs: 0, `points` even ones, the last."""
+        n = self.evaluation.points
+        return tuple(sorted({0, *(round(self.steps * i / n) for i in range(1, n + 1))}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How a run is executed. Nothing here changes its numbers beyond float rounding of the reduction order."""
+
+    data_dir: str  # folder of the token shards
+    workers: int = 1  # FSDP ranks
+    threads_per_worker: int = 1
+    micro_batch_sequences: int = 8  # sequences of one forward pass; the smaller it is, the less memory
+    device: str = "cpu"  # cpu | cuda
+    attention: str = "auto"
+    activation_checkpointing: str = "none"  # none | selective | full
+    compile: bool = False
+    checkpoint_every_steps: int = 200
+    keep_checkpoints: int = 2
+    log_every_steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads_per_worker", "micro_batch_sequences", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
+            require(getattr(self, name) >= 1, f"placement.{name} is {getattr(self, name)}; give a positive integer")
+        require(self.device in ("cpu", "cuda"), f"device is '{self.device}'; use cpu or cuda")
+        known = ("none", "selective", "full")
+        require(self.activation_checkpointing in known, f"activation_checkpointing is '{self.activation_checkpointing}'; use one of {known}")
+
+
+def to_json(spec: Any) -> str:
+    """A spec as indented JSON, labels included; `from_json` reads it back."""
+    return json.dumps(dataclasses.asdict(spec), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """The spec of type `kind` written by `to_json`."""
+    return build(kind, json.loads(text), kind.__name__)
+
+
+def build(kind: type[T], values: Any, where: str) -> T:
+    """A (nested) spec dataclass from plain containers; unknown, missing and wrongly typed fields raise `UsageError`."""
+    require(isinstance(values, dict), f"{where} is {values!r}; give a mapping of fields")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        require(name in fields, f"{where} has no field '{name}'{did_you_mean(str(name), list(fields))} (it has {', '.join(fields)})")
+    for name, field in fields.items():
+        given = name in values or field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        require(given, f"{where}.{name} is missing; set it")
+    return kind(**{name: coerce(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def coerce(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type; whole floats such as 3.0e+11 pass as integers, nothing else is bent."""
+    options = typing.get_args(hint)
+    if type(None) in options:
+        return None if value is None else coerce(next(o for o in options if o is not type(None)), value, where)
+    if typing.get_origin(hint) is tuple:
+        require(isinstance(value, (list, tuple)), f"{where} is {value!r}; give a list")
+        return tuple(coerce(options[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    require(isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)), f"{where} is {value!r}; give a value of type {hint.__name__}")
+    return value

@@ -1,0 +1,1 @@
+"""Many runs: compose, plan, schedule, track, and the command line."""
