@@ -26,7 +26,9 @@ def canonical(value: Any, where: str = "spec") -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
-        return {f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in sorted(kept, key=lambda f: f.name)}
+        return {
+            f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in sorted(kept, key=lambda f: f.name)
+        }
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
@@ -38,7 +40,9 @@ def canonical(value: Any, where: str = "spec") -> Any:
         raise UsageError(f"{where} is {value}, which cannot be part of an identity; give a finite number")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise UsageError(f"{where} is a {type(value).__name__}, which has no stable written form; make it a number, string, list or dataclass")
+    raise UsageError(
+        f"{where} is a {type(value).__name__}, which has no stable written form; make it a number, string, list or dataclass"
+    )
 
 
 def content_hash(value: Any) -> str:
@@ -55,18 +59,15 @@ def short_key(value: Any) -> str:
 def difference(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted field -> (value in a, value in b) for every leaf in which two canonical forms differ."""
     left, right = flatten(canonical(a)), flatten(canonical(b))
-    missing = "(absent)"
-    return {k: (left.get(k, missing), right.get(k, missing)) for k in sorted({*left, *right}) if left.get(k, missing) != right.get(k, missing)}
+    pairs = {k: (left.get(k, "(absent)"), right.get(k, "(absent)")) for k in sorted({*left, *right})}
+    return {k: (x, y) for k, (x, y) in pairs.items() if x != y}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """A nested JSON value as {dotted path: leaf}; list items are numbered."""
-    if isinstance(tree, dict):
-        items = tree.items()
-    elif isinstance(tree, list):
-        items = ((str(i), v) for i, v in enumerate(tree))
-    else:
+    if not isinstance(tree, (dict, list)):
         return {prefix: tree}
+    items = tree.items() if isinstance(tree, dict) else ((str(i), v) for i, v in enumerate(tree))
     out: dict[str, Any] = {}
     for key, value in items:
         out |= flatten(value, f"{prefix}.{key}" if prefix else key)

@@ -1,11 +1,12 @@
 """A run's folder: the local truth about one run. Atomic files, an append-only metrics log, standard library only.
 
-    runs/<key>/spec.json         what is computed (RunSpec)
-               placement.json    how (Placement)
-               provenance.json   versions, code state, resolved config
-               state.json        RunState: where it stands
-               metrics.jsonl     one line per logged step: {"step": 10, "metrics": {"train/loss": 5.1}}
-               checkpoints/      see gopher.checkpoint
+runs/<key>/
+    spec.json         what is computed (RunSpec)
+    placement.json    how (Placement)
+    provenance.json   versions, code state, resolved config
+    state.json        RunState: where it stands
+    metrics.jsonl     one line per logged step: {"step": 10, "metrics": {"train/loss": 5.1}}
+    checkpoints/      see gopher.checkpoint
 """
 
 import json
@@ -81,7 +82,9 @@ class RunFolder:
             return None
 
     def write_state(self, state: RunState) -> None:
-        write_atomic(self.path / "state.json", json.dumps({**asdict(state), "updated_at": time.time()}, sort_keys=True) + "\n")
+        write_atomic(
+            self.path / "state.json", json.dumps({**asdict(state), "updated_at": time.time()}, sort_keys=True) + "\n"
+        )
 
     def log(self, step: int, metrics: dict[str, float | None]) -> None:
         """Append one line; a later line for the same (metric, step) replaces an earlier one on reading.

@@ -47,8 +47,14 @@ class ModelSpec:
             f"model.n_heads * model.d_head is {self.n_heads} * {self.d_head} = {self.n_heads * self.d_head} but model.d_model is "
             f"{self.d_model}; every Gopher rung has them equal, so set model.d_head={self.d_model / self.n_heads:g} or another head count",
         )
-        require(self.d_model % 2 == 0, f"model.d_model is {self.d_model}, which is odd; sinusoids come in sin/cos pairs, so give an even width")
-        require(self.vocab_size <= 65_536, f"model.vocab_size is {self.vocab_size}; token shards are uint16, so at most 65536")
+        require(
+            self.d_model % 2 == 0,
+            f"model.d_model is {self.d_model}, which is odd; sinusoids come in sin/cos pairs, so give an even width",
+        )
+        require(
+            self.vocab_size <= 65_536,
+            f"model.vocab_size is {self.vocab_size}; token shards are uint16, so at most 65536",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,10 @@ class SubsetSpec:
             bool(self.name) and all(c.isalnum() or c in "_-" for c in self.name),
             f"subset name '{self.name}' may only have letters, digits, '_' and '-'; rename the folder or the subset",
         )
-        require(self.weight > 0, f"data weight of subset '{self.name}' is {self.weight}; give a positive number or leave the subset out")
+        require(
+            self.weight > 0,
+            f"data weight of subset '{self.name}' is {self.weight}; give a positive number or leave the subset out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +114,10 @@ class DataSpec:
         names = [s.name for s in self.subsets]
         require(bool(names), "data has no subsets; name at least one, or point data.path at a folder with text")
         require(len(set(names)) == len(names), f"data subsets {names} have a name twice; rename one")
-        require(0 < self.validation_fraction < 0.5, f"data.validation_fraction is {self.validation_fraction}; give a share between 0 and 0.5")
+        require(
+            0 < self.validation_fraction < 0.5,
+            f"data.validation_fraction is {self.validation_fraction}; give a share between 0 and 0.5",
+        )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -132,9 +144,15 @@ class OptimSpec:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr is {self.lr}; give a positive learning rate")
-        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"optim.beta1/beta2 are {self.beta1}/{self.beta2}; give values in [0, 1)")
+        require(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
+            f"optim.beta1/beta2 are {self.beta1}/{self.beta2}; give values in [0, 1)",
+        )
         require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; give 0 or more")
-        require(0 < self.final_lr_fraction <= 1, f"optim.final_lr_fraction is {self.final_lr_fraction}; give a value in (0, 1]")
+        require(
+            0 < self.final_lr_fraction <= 1,
+            f"optim.final_lr_fraction is {self.final_lr_fraction}; give a value in (0, 1]",
+        )
         require(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; give a positive norm")
 
 
@@ -162,7 +180,9 @@ class PrecisionSpec:
             ("compute", ("float32", "bfloat16")),
             ("gradient_reduce", ("float32", "float64")),
         ):
-            require(getattr(self, name) in known, f"precision.{name} is '{getattr(self, name)}'; use {' or '.join(known)}")
+            require(
+                getattr(self, name) in known, f"precision.{name} is '{getattr(self, name)}'; use {' or '.join(known)}"
+            )
         require(
             self.stochastic_rounding == (self.parameters == "bfloat16"),
             f"precision.stochastic_rounding is {self.stochastic_rounding} with {self.parameters} parameters; "
@@ -178,8 +198,13 @@ class EvalSpec:
     tokens_per_subset: int = 32_768
 
     def __post_init__(self) -> None:
-        require(self.points >= 1, f"evaluation.points is {self.points}; give 1 or more (the last step is always evaluated)")
-        require(self.tokens_per_subset >= 1, f"evaluation.tokens_per_subset is {self.tokens_per_subset}; give a positive number of tokens")
+        require(
+            self.points >= 1, f"evaluation.points is {self.points}; give 1 or more (the last step is always evaluated)"
+        )
+        require(
+            self.tokens_per_subset >= 1,
+            f"evaluation.tokens_per_subset is {self.tokens_per_subset}; give a positive number of tokens",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +231,10 @@ class RunSpec:
             f"model.vocab_size is {self.model.vocab_size} but tokenizer.vocab_size is {self.tokenizer.vocab_size}; make them equal",
         )
         require(self.seed >= 0, f"seed is {self.seed}; give 0 or a positive integer")
-        require(self.tokens >= self.batch_tokens(0), f"tokens is {self.tokens}, less than one batch of {self.batch_tokens(0)}; raise tokens")
+        require(
+            self.tokens >= self.batch_tokens(0),
+            f"tokens is {self.tokens}, less than one batch of {self.batch_tokens(0)}; raise tokens",
+        )
         require(
             self.optim.warmup_steps < self.steps,
             f"optim.warmup_steps is {self.optim.warmup_steps} but the run has only {self.steps} steps; lower it or raise tokens",
@@ -279,11 +307,21 @@ class Placement:
     log_every_steps: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads_per_worker", "micro_batch_sequences", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
+        for name in (
+            "workers",
+            "threads_per_worker",
+            "micro_batch_sequences",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "log_every_steps",
+        ):
             require(getattr(self, name) >= 1, f"placement.{name} is {getattr(self, name)}; give a positive integer")
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}'; use cpu or cuda")
         known = ("none", "selective", "full")
-        require(self.activation_checkpointing in known, f"activation_checkpointing is '{self.activation_checkpointing}'; use one of {known}")
+        require(
+            self.activation_checkpointing in known,
+            f"activation_checkpointing is '{self.activation_checkpointing}'; use one of {known}",
+        )
 
 
 def to_json(spec: Any) -> str:
@@ -302,9 +340,16 @@ def build(kind: type[T], values: Any, where: str) -> T:
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
-        require(name in fields, f"{where} has no field '{name}'{did_you_mean(str(name), list(fields))} (it has {', '.join(fields)})")
+        require(
+            name in fields,
+            f"{where} has no field '{name}'{did_you_mean(str(name), list(fields))} (it has {', '.join(fields)})",
+        )
     for name, field in fields.items():
-        given = name in values or field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        given = (
+            name in values
+            or field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
         require(given, f"{where}.{name} is missing; set it")
     return kind(**{name: coerce(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
@@ -323,5 +368,8 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    require(isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)), f"{where} is {value!r}; give a value of type {hint.__name__}")
+    require(
+        isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)),
+        f"{where} is {value!r}; give a value of type {hint.__name__}",
+    )
     return value
