@@ -86,6 +86,16 @@ class RunFolder:
             self.path / "state.json", json.dumps({**asdict(state), "updated_at": time.time()}, sort_keys=True) + "\n"
         )
 
+    def request_stop(self) -> None:
+        """Ask whoever trains this run to checkpoint and stop; works across processes and machines that share the folder."""
+        write_atomic(self.path / "stop", "")
+
+    def clear_stop(self) -> None:
+        (self.path / "stop").unlink(missing_ok=True)
+
+    def stop_requested(self) -> bool:
+        return (self.path / "stop").exists()
+
     def log(self, step: int, metrics: dict[str, float | None]) -> None:
         """Append one line; a later line for the same (metric, step) replaces an earlier one on reading.
 

@@ -1,0 +1,103 @@
+"""Hydra composes here and nowhere else: overrides in, plain resolved containers out.
+
+Hydra's compose API is process-global, so this runs in the main thread; everything after it works on plain dictionaries.
+"""
+
+import re
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import UsageError, did_you_mean
+from gopher.identity import flatten
+from sweeps.conf_dir import CONF_DIR
+
+# keys below these are the user's own: axes to sweep, CSV columns, weights of subsets, seeds of rungs
+FREE_FORM = ("axes", "columns", "data.weights", "extra_seeds")
+OVERRIDE = re.compile(r"^(?P<sigil>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)(=(?P<value>.*))?$", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """One composition: the resolved tree and the keys that interpolations read (setting those later would be too late)."""
+
+    tree: dict[str, Any]
+    interpolated: frozenset[str]
+
+
+@contextmanager
+def hydra_session(config_dir: Path | None = None):  # type: ignore[no-untyped-def]
+    """Hydra initialised on the shipped configs, with the user's folder of additional ones in front if given."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir or CONF_DIR), version_base="1.3"):
+        yield
+
+
+def groups() -> dict[str, list[str]]:
+    """Config group -> its choices, as shipped."""
+    return {
+        d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(CONF_DIR.iterdir()) if d.is_dir() and any(d.glob("*.yaml"))
+    }
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """The config under `overrides`, inside a `hydra_session`. Raises `UsageError`: value, cure, closest key."""
+    from hydra import compose as hydra_compose
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = hydra_compose("config", overrides=[free_form(o) for o in overrides])
+        raw = OmegaConf.to_yaml(config)
+        tree = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from None
+    assert isinstance(tree, dict)
+    return Composed(tree={str(k): v for k, v in tree.items()}, interpolated=frozenset(re.findall(r"\$\{([\w.]+)\}", raw)))
+
+
+def free_form(override: str) -> str:
+    """`axes.optim.lr=[...]` may name a key that the config does not have yet, so it is added or replaced."""
+    key = override.split("=", 1)[0]
+    return f"++{override}" if key.startswith(tuple(f"{f}." for f in FREE_FORM)) else override
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> UsageError:
+    """Hydra's error as one sentence with the value and the cure."""
+    for override in overrides:
+        match = OVERRIDE.match(override)
+        if match is None or (match["value"] is None and match["sigil"] != "~"):
+            return UsageError(f"'{override}' is not an override; write key=value, for example optim.lr=0.01")
+        sentence = explain_override(match["key"], match["value"] or "", match["sigil"])
+        if sentence:
+            return UsageError(sentence)
+    return UsageError(" ".join(str(error).split()) + "; run `gopher plan --cfg` to see the whole config")
+
+
+def explain_override(key: str, value: str, sigil: str | None) -> str | None:
+    """What is wrong with one override, or None when its key and choice exist."""
+    choices = groups()
+    if key in choices:
+        if value in choices[key] or value == "null":
+            return None
+        return f"{key}={value} is not a known choice{did_you_mean(value, choices[key])} ({key} has {', '.join(choices[key])})"
+    keys = known_keys()
+    if key in keys or sigil in ("+", "++") or key.startswith(FREE_FORM):
+        return None
+    return f"unknown key '{key}'{did_you_mean(key, [*keys, *choices])}; run `gopher plan --cfg` to see every key"
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the default composition, inner nodes included."""
+    from hydra import compose as hydra_compose
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.to_container(hydra_compose("config"), resolve=False)
+    leaves = list(flatten(tree))
+    return sorted({".".join(leaf.split(".")[: i + 1]) for leaf in leaves for i in range(leaf.count(".") + 1)})

@@ -1,0 +1,73 @@
+"""What a command needs beside the runs: where things are written, how output looks, which cluster and tracker."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import UsageError
+from gopher.spec import build, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    address: str = "local"  # local: a Ray of our own; auto or host:port: an existing one
+    cpus: int | None = None  # how many cores a local Ray offers; None: all
+    gpus: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    uri: str | None = None  # None: sqlite under the output root
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSettings:
+    max_parallel_runs: int | None = None
+    max_attempts: int = 3  # starts of one run before a crash is final
+    patience_seconds: float = 60.0  # how long the end of a launch waits for an unreachable MLflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class UiSettings:
+    port: int = 5000
+    open: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    output_root: str
+    name: str  # of the sweep
+    format: str = "table"
+    watch: Any = "auto"
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    launch: LaunchSettings = LaunchSettings()
+    ui: UiSettings = UiSettings()
+
+    def __post_init__(self) -> None:
+        require(self.format in ("table", "json"), f"format is '{self.format}'; use table or json")
+        require(self.watch in ("auto", True, False), f"watch is '{self.watch}'; use auto, true or false")
+
+    @property
+    def root(self) -> Path:
+        return Path(self.output_root).absolute()
+
+    @property
+    def sweep_dir(self) -> Path:
+        return self.root / "sweeps" / self.name
+
+    def run_dir(self, key: str) -> Path:
+        return self.root / "runs" / key
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.root / 'mlflow.db'}"
+
+
+def settings_of(tree: dict[str, Any]) -> Settings:
+    """The command's settings out of a composed config; the run's own keys are left to `sweeps.study`."""
+    names = ("output_root", "name", "format", "watch", "cluster", "tracking", "launch", "ui")
+    settings = build(Settings, {k: tree[k] for k in names}, "config")
+    if settings.root.exists() and not settings.root.is_dir():
+        raise UsageError(f"output_root is {settings.output_root}, which is a file; name a folder")
+    return settings

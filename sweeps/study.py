@@ -1,0 +1,188 @@
+"""From a composed config to frozen specs: a sweep is rungs x axes, expanded and checked before anything starts."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gopher import corpus, data
+from gopher.errors import UsageError, did_you_mean
+from gopher.identity import flatten
+from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build
+from sweeps.compose import Composed, groups
+
+RUN_SECTIONS = ("model", "optim", "batch", "precision", "evaluation")
+ROWS_PER_RUN = 200  # training metrics kept per run: enough for any chart, cheap in any store
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run of the sweep with how it is to be executed and the config it was made from."""
+
+    spec: RunSpec
+    placement: Placement
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What people read: rung, maximum learning rate, seed."""
+        return f"{self.spec.rung}-lr{self.spec.optim.lr:g}-s{self.spec.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A sweep as data: its name, its rungs in ladder order, its runs."""
+
+    name: str
+    rungs: tuple[str, ...]
+    runs: tuple[PlannedRun, ...]
+
+
+ComposeFn = Callable[[Sequence[str]], Composed]
+
+
+def load_study(compose: ComposeFn, overrides: Sequence[str]) -> Study:
+    """All runs of the sweep that `overrides` describe. Raises `UsageError` before anything is written."""
+    for override in overrides:
+        if override.startswith("model="):
+            raise UsageError(f"{override} picks one model but a sweep names its rungs; write rungs=[{override[6:]}]")
+    base = compose(overrides).tree
+    rungs = check_rungs(base["rungs"])
+    texts = TextIdentity(Path(base["output_root"]))
+    runs = [run for rung in rungs for run in expand_rung(compose, overrides, rung, texts)]
+    unique = {run.spec.key: run for run in runs}  # two axis values may mean the same run
+    return Study(name=check_name(base["name"]), rungs=rungs, runs=tuple(unique.values()))
+
+
+def check_name(name: Any) -> str:
+    if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_.-" for c in name) or name.startswith("."):
+        raise UsageError(f"name is {name!r}; use letters, digits, '_', '-' and '.', it names a folder and an MLflow experiment")
+    return name
+
+
+def check_rungs(rungs: Any) -> tuple[str, ...]:
+    known = groups()["model"]
+    if not isinstance(rungs, list) or not rungs:
+        raise UsageError(f"rungs is {rungs!r}; give a list such as rungs=[54k,121k] (there are {', '.join(known)})")
+    for i, rung in enumerate(rungs):
+        if str(rung) not in known:
+            raise UsageError(f"rungs[{i}] is '{rung}', which is no model config{did_you_mean(str(rung), known)} (there are {', '.join(known)})")
+    return tuple(dict.fromkeys(str(r) for r in rungs))
+
+
+def expand_rung(compose: ComposeFn, overrides: Sequence[str], rung: str, texts: "TextIdentity") -> list[PlannedRun]:
+    """One rung's runs: the product of its axes. Group choices and keys that others refer to are composed, the rest are set."""
+    first = compose([*overrides, f"model={rung}"])
+    axes = check_axes(first, rung)
+    composed_axes = [a for a in axes if a in groups() or a in first.interpolated]
+    plain_axes = [a for a in axes if a not in composed_axes]
+    runs = []
+    for choice in itertools.product(*(axes[a] for a in composed_axes)):
+        extra = [f"{a}={value}" for a, value in zip(composed_axes, choice, strict=True)]
+        tree = compose([*overrides, f"model={rung}", *extra]).tree if extra else first.tree
+        for values in itertools.product(*(axes[a] for a in plain_axes)):
+            runs.append(planned_run(with_values(tree, dict(zip(plain_axes, values, strict=True))), texts))
+    return runs
+
+
+def check_axes(composed: Composed, rung: str) -> dict[str, list[Any]]:
+    """Axis key -> values for one rung, its extra seeds joined; unknown keys and non-lists are errors."""
+    axes = {key: value for key, value in axis_lists(composed.tree["axes"]).items()}
+    known = [k for k in flatten(run_sections(composed.tree))] + list(groups())
+    for key, values in axes.items():
+        if key.split(".")[0] in ("placement", "cluster", "tracking", "model") and "." not in key or key.startswith("placement."):
+            raise UsageError(f"axes.{key} does not change what a run computes, so it cannot be an axis; set {key} for the whole sweep")
+        if key not in known:
+            raise UsageError(f"axes.{key} is no key of a run{did_you_mean(key, known)}")
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"axes.{key} is {values!r}; give a list of values, for example axes.{key}=[1,2]")
+    extra = composed.tree["extra_seeds"]
+    for name in extra:
+        if name not in groups()["model"]:
+            raise UsageError(f"extra_seeds.{name} is no rung{did_you_mean(name, groups()['model'])}")
+    axes["seed"] = list(dict.fromkeys([*axes.get("seed", [composed.tree["seed"]]), *(extra.get(rung) or [])]))
+    return axes
+
+
+def axis_lists(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested axes ({optim: {lr: [...]}}) and dotted ones ({optim.lr: [...]}) as dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        out |= axis_lists(value, dotted) if isinstance(value, dict) else {dotted: value}
+    return out
+
+
+def run_sections(tree: dict[str, Any]) -> dict[str, Any]:
+    """The part of the config that decides a run's numbers."""
+    return {k: tree[k] for k in ("seed", "tokens", "tokenizer", "data", *RUN_SECTIONS)}
+
+
+def with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `tree` with dotted keys set; only the branches that change are copied."""
+    tree = dict(tree)
+    for key, value in values.items():
+        node, parts = tree, key.split(".")
+        for part in parts[:-1]:
+            node[part] = dict(node[part])
+            node = node[part]
+        node[parts[-1]] = value
+    return tree
+
+
+def planned_run(tree: dict[str, Any], texts: "TextIdentity") -> PlannedRun:
+    """The frozen run of one fully chosen config. Field errors name the key and the value."""
+    text = texts.data_spec(tree["data"])
+    tokenizer = build(TokenizerSpec, tree["tokenizer"], "tokenizer")
+    tokenizer_key, data_key = texts.keys(text, tokenizer)
+    sections = {name: tree[name] for name in RUN_SECTIONS}
+    fields = {"rung": tree["rung"], "seed": tree["seed"], "tokens": tree["tokens"], **sections, "data": text, "tokenizer": tokenizer}
+    spec = build(RunSpec, {**fields, "tokenizer_key": tokenizer_key, "data_key": data_key}, "run")
+    return PlannedRun(spec=spec, placement=placement_of(tree, spec, data_key), config=tree)
+
+
+def placement_of(tree: dict[str, Any], spec: RunSpec, data_key: str) -> Placement:
+    values = dict(tree["placement"])
+    values["log_every_steps"] = values["log_every_steps"] or max(1, spec.steps // ROWS_PER_RUN)
+    data_dir = str((Path(tree["output_root"]) / "data" / data_key).absolute())
+    return build(Placement, {**values, "data_dir": data_dir}, "placement")
+
+
+class TextIdentity:
+    """Corpus fingerprints and the keys made of them, each worked out once per study."""
+
+    def __init__(self, output_root: Path) -> None:
+        self.cache = output_root / "fingerprints.json"
+        self._specs: dict[str, DataSpec] = {}
+        self._keys: dict[tuple[DataSpec, TokenizerSpec], tuple[str, str]] = {}
+
+    def data_spec(self, tree: dict[str, Any]) -> DataSpec:
+        """The data section as a spec; folders of a local corpus become its subsets, `weights` override any subset's."""
+        token = repr(sorted(tree.items(), key=str))
+        if token not in self._specs:
+            self._specs[token] = resolve_data(tree)
+        return self._specs[token]
+
+    def keys(self, spec: DataSpec, tokenizer: TokenizerSpec) -> tuple[str, str]:
+        """(tokenizer key, data key) of the text under this tokenizer."""
+        if (spec, tokenizer) not in self._keys:
+            print_of_text = corpus.fingerprint(spec, self.cache)
+            first = data.tokenizer_key(tokenizer, spec, print_of_text)
+            self._keys[spec, tokenizer] = (first, data.data_key(spec, first, print_of_text))
+        return self._keys[spec, tokenizer]
+
+
+def resolve_data(tree: dict[str, Any]) -> DataSpec:
+    values = dict(tree)
+    weights = {k: float(v) for k, v in (values.pop("weights", None) or {}).items()}
+    if values.get("kind") == "local":
+        names = values.get("subsets") or None
+        values["subsets"] = corpus.discover(Path(values["path"]), weights or None, names)
+        return build(DataSpec, values, "data")
+    subsets = [build(SubsetSpec, s, f"data.subsets[{i}]") for i, s in enumerate(values["subsets"])]
+    for name in weights:
+        if name not in [s.name for s in subsets]:
+            raise UsageError(f"data.weights.{name} is no subset{did_you_mean(name, [s.name for s in subsets])}")
+    chosen = [build(SubsetSpec, {**vars(s), "weight": weights.get(s.name, s.weight)}, "subset") for s in subsets]
+    return build(DataSpec, {**values, "subsets": chosen}, "data")
