@@ -9,14 +9,18 @@ runs/<key>/
     checkpoints/      see gopher.checkpoint
 """
 
+import fcntl
 import json
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from gopher.errors import GopherError
+from gopher.errors import GopherError, SetupError
 from gopher.spec import Placement, RunSpec, build, from_json, to_json
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
@@ -45,6 +49,31 @@ class RunState:
     updated_at: float = 0.0  # unix seconds
     train_seconds: float = 0.0  # inside training steps, evaluation and checkpoints, over all attempts
     tokens_per_second: float | None = None  # recent
+    train_loss: float | None = None  # nats per token, last logged step
+    val_loss: float | None = None  # nats per token, last evaluation
+
+
+def try_lock(file: TextIO) -> bool:
+    """Take the advisory lock of an open file if nobody has it; the kernel gives it back when the process ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def sign(file: TextIO) -> None:
+    """Leave a note in a locked file for whoever finds it locked."""
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    file.flush()
+
+
+def holder(file: TextIO) -> str:
+    """Who signed the locked file."""
+    file.seek(0)
+    return file.read().strip() or "another process"
 
 
 class RunFolder:
@@ -85,6 +114,29 @@ class RunFolder:
         write_atomic(
             self.path / "state.json", json.dumps({**asdict(state), "updated_at": time.time()}, sort_keys=True) + "\n"
         )
+
+    @contextmanager
+    def held(self, wait_seconds: float = 30.0) -> Iterator[None]:
+        """Hold the run for this process: two trainings never write one folder, and a killed holder frees it at once.
+
+        Waits for a holder that is about to die (a driver's orphan), then raises `GopherError`.
+        """
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
+            deadline = time.monotonic() + wait_seconds
+            while not try_lock(file):
+                if time.monotonic() > deadline:
+                    raise SetupError(f"run {self.path.name} is being trained by {holder(file)}; wait for it or stop it")
+                time.sleep(0.2)
+            sign(file)
+            yield
+
+    def is_held(self) -> bool:
+        """Whether some process is training this run now."""
+        try:
+            with open(self.path / "lock", "a+", encoding="utf-8") as file:
+                return not try_lock(file)
+        except FileNotFoundError:
+            return False
 
     def request_stop(self) -> None:
         """Ask whoever trains this run to checkpoint and stop; works across processes and machines that share the folder."""

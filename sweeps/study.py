@@ -13,6 +13,7 @@ from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec,
 from sweeps.compose import Composed, groups
 
 RUN_SECTIONS = ("model", "optim", "batch", "precision", "evaluation")
+RUN_GROUPS = ("data", "tokenizer", "optim", "precision", "evaluation")  # config groups that may be an axis
 ROWS_PER_RUN = 200  # training metrics kept per run: enough for any chart, cheap in any store
 
 
@@ -75,7 +76,7 @@ def expand_rung(compose: ComposeFn, overrides: Sequence[str], rung: str, texts: 
     """One rung's runs: the product of its axes. Group choices and keys that others refer to are composed, the rest are set."""
     first = compose([*overrides, f"model={rung}"])
     axes = check_axes(first, rung)
-    composed_axes = [a for a in axes if a in groups() or a in first.interpolated]
+    composed_axes = [a for a in axes if a in RUN_GROUPS or a in first.interpolated]
     plain_axes = [a for a in axes if a not in composed_axes]
     runs = []
     for choice in itertools.product(*(axes[a] for a in composed_axes)):
@@ -88,10 +89,10 @@ def expand_rung(compose: ComposeFn, overrides: Sequence[str], rung: str, texts: 
 
 def check_axes(composed: Composed, rung: str) -> dict[str, list[Any]]:
     """Axis key -> values for one rung, its extra seeds joined; unknown keys and non-lists are errors."""
-    axes = {key: value for key, value in axis_lists(composed.tree["axes"]).items()}
-    known = [k for k in flatten(run_sections(composed.tree))] + list(groups())
+    axes = axis_lists(composed.tree["axes"])
+    known = [*flatten(run_sections(composed.tree)), *RUN_GROUPS]
     for key, values in axes.items():
-        if key.split(".")[0] in ("placement", "cluster", "tracking", "model") and "." not in key or key.startswith("placement."):
+        if key.split(".")[0] in ("placement", "cluster", "tracking"):
             raise UsageError(f"axes.{key} does not change what a run computes, so it cannot be an axis; set {key} for the whole sweep")
         if key not in known:
             raise UsageError(f"axes.{key} is no key of a run{did_you_mean(key, known)}")

@@ -1,0 +1,186 @@
+"""The driver of a launch: the small loop around `sweeps.schedule`, with all effects at its edge.
+
+    prepare folders -> connect MLflow and Ray -> loop: events -> statuses -> start what fits -> mirror -> show -> end
+
+Everything that matters is in the run folders, so a driver that dies loses nothing: the next launch reads them and goes on.
+"""
+
+import fcntl
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gopher.errors import GopherError, SetupError
+from gopher.record import FAILED, FINISHED, QUEUED, STOPPED, RunFolder, RunState, holder, sign, try_lock
+from gopher.size import params_total, train_flops
+from sweeps import schedule
+from sweeps.backends import Backend, DataJob, TrainJob
+from sweeps.provenance import provenance
+from sweeps.schedule import Capacity, Status, Task
+from sweeps.screen import Screen
+from sweeps.settings import Settings
+from sweeps.status import run_rows
+from sweeps.study import PlannedRun, Study
+from sweeps.track import Tracker
+
+TICK_SECONDS = 0.25
+SHOW_SECONDS = 1.0
+MIRROR_SECONDS = 3.0
+STOP_SECONDS = 30.0  # how long an interrupted launch waits for checkpoints
+SPARE_BYTES = 500 * 2**20
+
+
+@contextmanager
+def sole_driver(settings: Settings) -> Iterator[None]:
+    """Hold the sweep: a second launch of it under the same output root is told who has it."""
+    settings.sweep_dir.mkdir(parents=True, exist_ok=True)
+    with open(settings.sweep_dir / "lock", "a+", encoding="utf-8") as file:
+        if not try_lock(file):
+            raise SetupError(
+                f"sweep '{settings.name}' is being launched by {holder(file)}; wait for it, or watch it with `gopher status sweep={settings.name} watch=true`"
+            )
+        sign(file)
+        yield
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def unfinished(study: Study, settings: Settings) -> list[PlannedRun]:
+    states = {run.spec.key: RunFolder(settings.run_dir(run.spec.key)).state() for run in study.runs}
+    return [run for run in study.runs if (s := states[run.spec.key]) is None or s.state != FINISHED]
+
+
+def check_space(runs: list[PlannedRun], settings: Settings) -> None:
+    """Checkpoints hold parameters and two moments; refuse to start what the disk cannot hold."""
+    need = SPARE_BYTES + sum((r.placement.keep_checkpoints + 1) * 12 * params_total(r.spec.model) for r in runs)
+    free = shutil.disk_usage(settings.root).free
+    if free < need:
+        raise SetupError(
+            f"{settings.root} has {free / 2**30:.2f} GB free but the sweep's checkpoints need about {need / 2**30:.2f} GB; "
+            "free some space or set output_root=DIR"
+        )
+
+
+def make_folders(runs: list[PlannedRun], settings: Settings) -> None:
+    for run in runs:
+        folder = RunFolder(settings.run_dir(run.spec.key))
+        folder.create(run.spec, run.placement, provenance(run.config))
+        folder.clear_stop()
+        state = folder.state()
+        if not folder.is_held():
+            step = state.step if state else 0
+            before = {"attempt": state.attempt, "train_seconds": state.train_seconds} if state else {}
+            folder.write_state(RunState(state=QUEUED, step=step, **before))  # type: ignore[arg-type]
+
+
+def tasks_of(runs: list[PlannedRun]) -> list[Task]:
+    """The graph: one data task per distinct set of shards, one training task per run that needs it."""
+    data = {r.spec.data_key: Task(key=f"data-{r.spec.data_key}", kind="data") for r in runs}
+    trains = [
+        Task(
+            key=r.spec.key,
+            kind="train",
+            needs=(data[r.spec.data_key].key,),
+            workers=r.placement.workers,
+            cpus_per_worker=r.placement.threads_per_worker,
+            gpus_per_worker=1 if r.placement.device == "cuda" else 0,
+            cost=train_flops(r.spec),
+        )
+        for r in runs
+    ]
+    return [*data.values(), *trains]
+
+
+def jobs_of(runs: list[PlannedRun], settings: Settings) -> dict[str, DataJob | TrainJob]:
+    jobs: dict[str, DataJob | TrainJob] = {}
+    for r in runs:
+        jobs[f"data-{r.spec.data_key}"] = DataJob(data=r.spec.data, tokenizer=r.spec.tokenizer, output_root=settings.root)
+        jobs[r.spec.key] = TrainJob(folder=settings.run_dir(r.spec.key))
+    return jobs
+
+
+class Mirror:
+    """MLflow's writer on a thread of its own, so that a slow server never holds up the scheduling of runs."""
+
+    def __init__(self, tracker: Tracker, folders: list[RunFolder]) -> None:
+        self._tracker, self._folders = tracker, folders
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+
+    def _loop(self) -> None:
+        while not self._stop.wait(MIRROR_SECONDS):
+            for folder in self._folders:
+                self._tracker.mirror(folder)
+
+    def finish(self, patience_seconds: float) -> str | None:
+        """Deliver the rest; a sentence about what could not be delivered, or None."""
+        self._stop.set()
+        self._thread.join(timeout=patience_seconds)
+        return self._tracker.flush(self._folders, patience_seconds)
+
+
+def run_tasks(study: Study, runs: list[PlannedRun], settings: Settings, backend: Backend, screen: Screen) -> dict[str, Status]:
+    """The loop: until every task is done or lost. Raises `KeyboardInterrupt` after asking the runs to checkpoint."""
+    tasks, jobs = tasks_of(runs), jobs_of(runs, settings)
+    capacity = check_capacity(tasks, backend.capacity, settings)
+    statuses = {t.key: Status() for t in tasks}
+    shown = 0.0
+    while not schedule.settled(statuses):
+        for event in backend.poll():
+            statuses = schedule.apply(statuses, event, settings.launch.max_attempts)
+            if statuses[event.key].phase != schedule.DONE:
+                screen.say(f"{event.key}: {event.reason}" + ("; starting it again" if statuses[event.key].phase == schedule.WAITING else ""))
+        statuses = schedule.doom(tasks, statuses)
+        for task in schedule.decide(tasks, statuses, capacity):
+            statuses = schedule.start(statuses, task.key)
+            backend.submit(task, jobs[task.key])
+        if time.monotonic() - shown > SHOW_SECONDS:
+            shown = time.monotonic()
+            screen.update(run_rows(study, settings))
+        time.sleep(TICK_SECONDS)
+    note_losses(runs, statuses, settings)
+    screen.update(run_rows(study, settings))
+    return statuses
+
+
+def check_capacity(tasks: list[Task], capacity: Capacity, settings: Settings) -> Capacity:
+    too_large = schedule.impossible(tasks, capacity)
+    if too_large:
+        task = too_large[0]
+        what = f"{task.gpus} GPUs and {task.cpus} cores" if task.gpus else f"{task.cpus} cores"
+        raise SetupError(
+            f"run {task.key} needs {what} but the cluster has {capacity.gpus} GPUs and {capacity.cpus} cores; "
+            "lower placement.workers or use a larger cluster"
+        )
+    return Capacity(cpus=capacity.cpus, gpus=capacity.gpus, max_parallel=settings.launch.max_parallel_runs)
+
+
+def note_losses(runs: list[PlannedRun], statuses: dict[str, Status], settings: Settings) -> None:
+    """A run lost outside its own worker (killed too often, data failed) gets its reason into its folder."""
+    for run in runs:
+        folder, status = RunFolder(settings.run_dir(run.spec.key)), statuses[run.spec.key]
+        state = folder.state()
+        if status.phase == schedule.LOST and state is not None and state.state not in (FAILED, STOPPED):
+            folder.write_state(RunState(**{**vars(state), "state": FAILED, "reason": status.reason}))
+
+
+def stop_runs(backend: Backend, runs: list[PlannedRun], settings: Settings) -> None:
+    """Ask for checkpoints and wait for them, not for ever."""
+    backend.cancel()
+    folders = [RunFolder(settings.run_dir(r.spec.key)) for r in runs]
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(f.is_held() for f in folders) and time.monotonic() < deadline:
+        time.sleep(TICK_SECONDS)
+
+
+def failed_runs(study: Study, settings: Settings) -> list[str]:
+    rows = run_rows(study, settings)
+    return [f"{r.rung} seed {r.seed} ({r.key}): {r.reason or r.state}" for r in rows if r.state != FINISHED]
+
+
+def raise_if_failed(study: Study, settings: Settings) -> None:
+    lost = failed_runs(study, settings)
+    if lost:
+        raise GopherError(f"{len(lost)} of {len(study.runs)} runs did not finish: {'; '.join(lost)}; the same command tries them again")

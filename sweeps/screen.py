@@ -1,0 +1,116 @@
+"""What a person sees: numbers in words, tables, and the live view of a launch. Data goes to stdout, progress to stderr."""
+
+import sys
+from typing import Any
+
+from sweeps.status import PlanRow, RunRow, counts
+
+STYLES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
+
+
+def human(number: float | None, digits: int = 3) -> str:
+    """1281152 -> '1.28M'; None -> '-'."""
+    if number is None:
+        return "-"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.{digits}g}{unit}"
+    return f"{number:.{digits}g}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, soft_wrap=True)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Any:
+    """A plain rich table; numbers and short words right-aligned, the first and last columns left."""
+    from rich import box
+    from rich.table import Table
+
+    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        out.add_column(name, justify="left" if i in (0, len(columns) - 1) else "right", no_wrap=i < len(columns) - 1)
+    for row in rows:
+        out.add_row(*row)
+    return out
+
+
+def status_table(name: str, rows: list[RunRow]) -> Any:
+    columns = ["rung", "seed", "lr", "state", "step", "tokens", "train loss", "val loss", "tok/s", "ETA", "run"]
+    summary = ", ".join(f"{n} {state}" for state, n in counts(rows).items() if n)
+    return table(f"{name}: {summary}", columns, [status_line(r) for r in rows])
+
+
+def status_line(row: RunRow) -> list[str]:
+    style = STYLES.get(row.state)
+    state = f"[{style}]{row.state}[/]" if style else row.state
+    rate = human(row.tokens_per_second) if row.state == "running" else "-"
+    tail = row.key if row.reason is None or row.state == "finished" else f"{row.key} {row.reason}"
+    progress = f"{row.step}/{row.steps}"
+    numbers = [progress, human(row.tokens), loss(row.train_loss), loss(row.val_loss), rate, duration(row.eta_seconds)]
+    return [row.rung, str(row.seed), f"{row.lr:g}", state, *numbers, tail]
+
+
+def plan_table(name: str, rows: list[PlanRow], total_flops: float) -> Any:
+    columns = ["rung", "seed", "lr", "params", "non-emb.", "tokens", "steps", "batch", "FLOPs", "state", "run"]
+    lines = [
+        [r.rung, str(r.seed), f"{r.lr:g}", human(r.params_total), human(r.params_non_embedding)]
+        + [human(r.tokens), f"{r.steps:,}", human(r.batch_tokens), f"{r.train_flops:.2e}", r.state, r.key]
+        for r in rows
+    ]
+    return table(f"{name}: {len(rows)} runs, {total_flops:.2e} training FLOPs", columns, lines)
+
+
+class Screen:
+    """Progress of a launch on stderr: one live table on a terminal, one line per change elsewhere."""
+
+    def __init__(self, name: str, live: bool) -> None:
+        self._name, self._last = name, {}  # type: str, dict[str, str]
+        self._console = console(stderr=True)
+        self._live: Any = None
+        if live:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, auto_refresh=False, transient=False)
+            self._live.start()
+
+    def say(self, message: str) -> None:
+        self._console.print(message, markup=False)
+
+    def update(self, rows: list[RunRow]) -> None:
+        if self._live is not None:
+            self._live.update(status_table(self._name, rows), refresh=True)
+            return
+        for row in rows:
+            tenth = 10 * row.step // max(1, row.steps)
+            mark = f"{row.state} {tenth if row.state == 'running' else ''}"
+            if self._last.get(row.key) != mark:
+                self._last[row.key] = mark
+                self.say(self._line(row))
+
+    def _line(self, row: RunRow) -> str:
+        what = f"{row.rung}-s{row.seed} lr {row.lr:g}: {row.state} {row.step}/{row.steps}"
+        if row.val_loss is not None:
+            what += f", val loss {row.val_loss:.4f}"
+        if row.state == "running" and row.tokens_per_second:
+            what += f", {human(row.tokens_per_second)} tok/s, {duration(row.eta_seconds)} left"
+        return what + (f" ({row.reason})" if row.reason and row.state != "finished" else "")
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

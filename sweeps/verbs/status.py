@@ -1,0 +1,40 @@
+"""`gopher status`: where every run of a sweep stands."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sweeps.screen import Screen, console, status_table
+from sweeps.settings import Settings, settings_of
+from sweeps.status import run_rows
+from sweeps.study import ComposeFn, Study, load_study
+
+REFRESH_SECONDS = 2.0
+
+
+def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
+    settings = settings_of(compose(overrides).tree)
+    study = load_study(compose, overrides)
+    if settings.format == "json":
+        runs = [asdict(row) for row in run_rows(study, settings)]
+        print(json.dumps({"sweep": study.name, "runs": runs}, indent=2))
+    elif settings.watch is True:
+        watch(study, settings)
+    else:
+        console().print(status_table(study.name, run_rows(study, settings)))
+    return 0
+
+
+def watch(study: Study, settings: Settings) -> None:
+    """The table until every run has ended or Ctrl-C."""
+    screen = Screen(study.name, live=console(stderr=True).is_terminal)
+    try:
+        while True:
+            rows = run_rows(study, settings)
+            screen.update(rows)
+            if all(r.state in ("finished", "failed") for r in rows):
+                return
+            time.sleep(REFRESH_SECONDS)
+    finally:
+        screen.close()
