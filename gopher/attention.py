@@ -1,0 +1,180 @@
+"""Causal Transformer-XL relative attention: one function, several implementations.
+
+score_ij = scale * ((q_i + u) . k_j + (q_i + v_bias) . r_{i-j}) for j <= i (Dai et al. 2019, equation of section 3.3;
+scale = 1/sqrt(d_head) on the sum). Layout: q, k, v (B, H, T, d_head); r (H, T, d_head), r[:, m] the projected sinusoid
+of distance m; u (content) and v_bias (position) (H, d_head).
+"""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gopher.errors import UsageError, did_you_mean
+
+QUERY_ROWS = 128  # per chunk: scratch is O(QUERY_ROWS * T) instead of O(T^2)
+KEEP_BYTES = 64 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
+
+
+def relative_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    r: torch.Tensor,
+    u: torch.Tensor,
+    v_bias: torch.Tensor,
+    scale: float,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """The attended values (B, H, T, d_head)."""
+    name = choose(impl, q)
+    if name == "chunked":
+        return Chunked.apply(q, k, v, r, u, v_bias, scale)
+    return IMPLEMENTATIONS[name](q, k, v, r, u, v_bias, scale)
+
+
+def choose(impl: str, q: torch.Tensor) -> str:
+    """The implementation for this device and shape when `impl` is auto; `chunked` is the fastest measured on CPU."""
+    known = ("auto", "chunked", *IMPLEMENTATIONS)
+    if impl not in known:
+        raise UsageError(f"attention is '{impl}'{did_you_mean(impl, known)}; use one of {', '.join(known)}")
+    return "chunked" if impl == "auto" else impl
+
+
+@lru_cache(maxsize=8)
+def sinusoids(length: int, d_model: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(length, d_model): [sin | cos] of distance * 10000^(-2 i / d_model), computed in float64 and rounded once.
+
+    Positions in bfloat16 would be wrong by up to 0.35 (641 distinct values below 2048).
+    """
+    with torch.inference_mode(False):
+        rates = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=8)
+def future(rows: int, device: torch.device) -> torch.Tensor:
+    """(rows, rows) mask, true above the diagonal."""
+    with torch.inference_mode(False):
+        return torch.ones(rows, rows, dtype=torch.bool, device=device).triu(1)
+
+
+def reference(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
+    """The definition, by explicit index: no shift trick, O(T^2 d) memory."""
+    length = q.size(2)
+    distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)[None, :]
+    content = torch.einsum("bhid,bhjd->bhij", q + u[:, None], k)
+    position = torch.einsum("bhid,hijd->bhij", q + v_bias[:, None], r[:, distance.clamp(min=0)])
+    scores = ((content + position) * scale).masked_fill(distance < 0, -math.inf)
+    return torch.softmax(scores, dim=-1) @ v
+
+
+def sdpa_bias(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
+    """Position scores as an additive mask of `scaled_dot_product_attention`; O(T^2) memory per head."""
+    length = q.size(2)
+    # Columns are distances T-1..0 and one pad: row i of the flat table, read with row length T from T-1 on, is shifted by i.
+    table = torch.matmul(q + v_bias[:, None], descending(r).transpose(1, 2))
+    bias = table.flatten(2)[..., length - 1 : length - 1 + length * length].view(*q.shape[:2], length, length) * scale
+    mask = bias.masked_fill(future(length, q.device), -math.inf)
+    return F.scaled_dot_product_attention(q + u[:, None], k, v, attn_mask=mask, scale=scale)
+
+
+IMPLEMENTATIONS: dict[str, Any] = {"reference": reference, "sdpa_bias": sdpa_bias}
+
+
+def descending(r: torch.Tensor) -> torch.Tensor:
+    """(H, T + 1, d_head): distances T-1 .. 0, then one row of zeros."""
+    return F.pad(r.flip(1), (0, 0, 0, 1))
+
+
+class Chunked(torch.autograd.Function):
+    """Causal-trimmed blocks of query rows; scores and softmax in float32 (float64 for float64 inputs) per block.
+
+    The pad column makes the shifted scores of a block one contiguous view of its position table, so that the relative
+    shift costs nothing; the backward pass writes dS into that layout again to get the table's gradient. Work is laid
+    out head first, (H, B, T, d_head): one batched product per block for all heads and sequences.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
+        batch, n_heads, length, width = q.shape
+        scaled = q.transpose(0, 1) * scale
+        query_u, query_v = scaled + (u * scale)[:, None, None], scaled + (v_bias * scale)[:, None, None]
+        keys, values = (x.transpose(0, 1).reshape(-1, length, width) for x in (k, v))
+        table = descending(r)
+        keep = any(ctx.needs_input_grad) and n_heads * batch * length * length * q.itemsize <= KEEP_BYTES
+        outputs, kept = [], []
+        for rows in blocks(length):
+            weights = probabilities(query_u, query_v, keys, table, rows).to(q.dtype)
+            outputs.append(torch.bmm(weights, values[:, : rows.stop]))
+            kept += [weights] if keep else []
+        ctx.save_for_backward(query_u, query_v, keys, values, table, *kept)
+        ctx.scale = scale
+        return joined(outputs).view(n_heads, batch, length, width).transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor) -> Any:  # type: ignore[override]
+        query_u, query_v, keys, values, table, *kept = ctx.saved_tensors
+        n_heads, batch, length, width = query_u.shape
+        grad_out = grad_out.transpose(0, 1).reshape(-1, length, width)
+        grad_keys, grad_values, grad_table = (torch.zeros_like(x) for x in (keys, values, table))
+        grads_u, grads_v = [], []
+        for i, rows in enumerate(blocks(length)):
+            count, seen = rows.stop - rows.start, rows.stop
+            weights = kept[i] if kept else probabilities(query_u, query_v, keys, table, rows).to(keys.dtype)
+            grad = grad_out[:, rows]
+            grad_values[:, :seen] += torch.bmm(weights.transpose(1, 2), grad)
+            grad_weights = torch.bmm(grad, values[:, :seen].transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grads_u.append(torch.bmm(grad_scores, keys[:, :seen]))
+            grad_keys[:, :seen] += torch.bmm(grad_scores.transpose(1, 2), query_u[:, :, rows].reshape(-1, count, width))
+            unshifted = grad_scores.new_zeros(n_heads * batch, count * (seen + 1))
+            shifted_view(unshifted, count, seen).copy_(grad_scores)
+            unshifted = unshifted.view(n_heads, batch * count, seen + 1)
+            grads_v.append(torch.bmm(unshifted, table[:, length - seen :]).view(-1, count, width))
+            grad_table[:, length - seen :] += torch.bmm(
+                unshifted.transpose(1, 2), query_v[:, :, rows].reshape(n_heads, -1, width)
+            )
+        grad_u, grad_v = (joined(grads).view(query_u.shape).mul_(ctx.scale) for grads in (grads_u, grads_v))
+        grad_k, grad_w = (x.view(query_u.shape).transpose(0, 1) for x in (grad_keys, grad_values))
+        grad_r = grad_table[:, :length].flip(1)
+        return (grad_u + grad_v).transpose(0, 1), grad_k, grad_w, grad_r, grad_u.sum((1, 2)), grad_v.sum((1, 2)), None
+
+
+def blocks(length: int) -> list[slice]:
+    return [slice(begin, min(begin + QUERY_ROWS, length)) for begin in range(0, length, QUERY_ROWS)]
+
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def probabilities(query_u: Any, query_v: Any, keys: Any, table: Any, rows: slice) -> torch.Tensor:
+    """Softmax of one block of rows over the keys it sees, (H * B, rows, rows.stop), at least float32."""
+    n_heads, batch, length, width = query_u.shape
+    count, seen = rows.stop - rows.start, rows.stop
+    position = product(query_v[:, :, rows].reshape(n_heads, -1, width), table[:, length - seen :].transpose(1, 2))
+    shifted = shifted_view(position.view(n_heads * batch, -1), count, seen)
+    scores = add_product(shifted, query_u[:, :, rows].reshape(-1, count, width), keys[:, :seen].transpose(1, 2))
+    scores[:, :, rows.start :].masked_fill_(future(count, scores.device), -math.inf)
+    return torch.softmax(scores, dim=-1)
+
+
+def shifted_view(flat: torch.Tensor, count: int, seen: int) -> torch.Tensor:
+    """Scores by key, (n, count, seen), inside a flat position table of rows of seen + 1 distances: row i starts i earlier."""
+    return flat[:, count - 1 : count - 1 + count * seen].view(-1, count, seen)
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Batched a @ b with float32 results for bfloat16 inputs (a bfloat16 score is off by 0.4 %)."""
+    if a.dtype != torch.bfloat16:
+        return torch.bmm(a, b)
+    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.bmm(a.float(), b.float())
+
+
+def add_product(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    # Out of place: on CPU an in-place baddbmm_ on a strided view runs as a loop of single products.
+    return torch.baddbmm(base, a, b) if a.dtype == base.dtype else product(a, b).add_(base)

@@ -1,0 +1,236 @@
+"""Sharded checkpoints that are whole or absent.
+
+checkpoints/<step, 10 digits>/ is written under another name, synced, hashed by the rank that wrote each file, marked
+with complete.json and renamed at last. A reader takes the newest folder whose files have the recorded sizes and
+SHA-256 sums. Any number of ranks reads what any other number wrote.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+
+from gopher.errors import GopherError
+from gopher.optim import Adam
+from gopher.record import write_atomic
+from gopher.shard import DTYPES, like
+
+MARKER = "complete.json"
+FORMAT = 1
+
+
+def save(folder: Path, step: int, adam: Adam, run_key: str, keep: int) -> Path:
+    """Write the state after `step` steps into `folder` on all ranks and drop all but the newest `keep` checkpoints.
+
+    On any failure nothing is left behind, older checkpoints stay, and every rank raises the same `GopherError`.
+    """
+    final, part = folder / f"{step:010d}", folder / f".{step:010d}.part"
+    first = dist.get_rank() == 0
+    if first:
+        remove_parts(folder)
+    dist.barrier()
+    files: dict[str, Any] = {}
+    error = None
+    try:
+        writer = dcp.FileSystemWriter(part, single_file_per_rank=True, sync_files=True)
+        dcp.save(tensors(adam), storage_writer=writer)
+        files = {path.name: fingerprint(path) for path in own_files(part)}
+    except (CheckpointException, OSError, RuntimeError) as failure:
+        error = reason(failure)
+    gathered = gather((files, error))
+    errors = [e for _, e in gathered if e]
+    if not errors:
+        merged = {name: mark for written, _ in gathered for name, mark in written.items()}
+        errors = [e for e in gather(publish(part, final, step, run_key, merged) if first else None) if e]
+    if errors:
+        if first:
+            remove_parts(folder)
+        raise GopherError(
+            f"the checkpoint of step {step} could not be written to {folder} ({errors[0]}); older checkpoints are kept, "
+            "free some space there and start the run again"
+        )
+    if first:
+        for old in steps_in(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def publish(part: Path, final: Path, step: int, run_key: str, files: dict[str, Any]) -> str | None:
+    """Mark and rename a written checkpoint; None, or why it failed."""
+    marker = {"format": FORMAT, "run": run_key, "step": step, "files": files}
+    try:
+        write_atomic(part / MARKER, json.dumps(marker, indent=1, sort_keys=True) + "\n")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        sync_folder(final.parent)
+    except OSError as failure:
+        return reason(failure)
+    return None
+
+
+def restore(folder: Path, adam: Adam, run_key: str) -> int:
+    """Load the newest intact checkpoint into the model and `adam` on all ranks; its step, or 0 without one."""
+    path = newest_complete(folder)
+    if path is None:
+        return 0
+    marker = read_marker(path)
+    if marker["run"] != run_key:
+        raise GopherError(
+            f"{path} belongs to run {marker['run']}, not to {run_key}; move it away or use another output folder"
+        )
+    dcp.load(tensors(adam), storage_reader=SafeReader(path))
+    return int(marker["step"])
+
+
+def tensors(adam: Adam) -> dict[str, Any]:
+    """Parameters and moments as whole (sharded) tensors, sharing memory with the training state."""
+    state: dict[str, Any] = {}
+    for part, mean, square in zip(adam.parts, adam.mean, adam.square, strict=True):
+        state[f"model/{part.name}"] = like(part.parameter, part.local)
+        state[f"mean/{part.name}"] = like(part.parameter, mean)
+        state[f"square/{part.name}"] = like(part.parameter, square)
+    return state
+
+
+# ---- which checkpoint
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all intact; a damaged one is reported and the one before is tried.
+
+    With a process group every rank checks a share of the files, and all agree.
+    """
+    for path in reversed(steps_in(folder)):
+        problems = [p for p in gather(damage(path)) if p]
+        if not problems:
+            return path
+        warnings.warn(f"{path} is damaged ({problems[0]}); using the checkpoint before it", stacklevel=2)
+    return None
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """Published checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with this rank's share of the files of a checkpoint, or None."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    try:
+        files = sorted(read_marker(path)["files"].items())
+        for name, recorded in files[rank::world]:
+            if (path / name).stat().st_size != recorded["bytes"]:
+                return f"{name} has {(path / name).stat().st_size} bytes instead of {recorded['bytes']}"
+            if fingerprint(path / name) != recorded:
+                return f"{name} does not have the recorded SHA-256"
+    except FileNotFoundError as missing:
+        return f"{Path(missing.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        return reason(failure)
+    return None
+
+
+def read_marker(path: Path) -> dict[str, Any]:
+    marker: dict[str, Any] = json.loads((path / MARKER).read_text("utf-8"))
+    if marker["format"] != FORMAT:
+        raise GopherError(
+            f"{path} has checkpoint format {marker['format']}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    return marker
+
+
+# ---- files
+
+
+def own_files(part: Path) -> list[Path]:
+    """What this rank wrote; rank 0 also answers for the index."""
+    names = list(part.glob(f"__{dist.get_rank()}_*"))
+    return sorted(names + ([part / ".metadata"] if dist.get_rank() == 0 else []))
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def remove_parts(folder: Path) -> None:
+    for part in folder.glob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    out: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def reason(failure: BaseException) -> str:
+    """The innermost cause, one line."""
+    if isinstance(failure, CheckpointException) and failure.failures:
+        failure = next(iter(failure.failures.values()))[0]
+    return f"{type(failure).__name__}: {failure}".splitlines()[0]
+
+
+# ---- reading without running code
+
+
+class SafeReader(dcp.FileSystemReader):
+    """torch reads a checkpoint's index by pickle, which can run anything; this reader admits only the index's types."""
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        metadata: Metadata = IndexUnpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
+        if metadata.storage_meta is None:
+            raise GopherError(f"{self.path} has no storage index; it was not written by this program")
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class IndexUnpickler(pickle.Unpickler):
+    """Unpickles the plain containers of torch's checkpoint index and refuses every other name."""
+
+    ALLOWED = {
+        "pathlib": {"PosixPath", "WindowsPath"},
+        "pathlib._local": {"PosixPath", "WindowsPath"},  # Python 3.13
+        "torch": {"Size", *DTYPES},
+        "torch.serialization": {"_get_layout"},
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+        "torch.distributed.checkpoint.metadata": {
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        },
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in self.ALLOWED.get(module, ()):
+            raise GopherError(
+                f"the checkpoint index names {module}.{name}, which no checkpoint of this program has; do not use this file"
+            )
+        return super().find_class(module, name)

@@ -1,0 +1,175 @@
+"""The transformer of Rae et al. 2021: pre-norm RMSNorm, Transformer-XL relative attention, GELU MLP, tied embeddings.
+
+No biases on linear maps; u and v per layer; W_R (d_model -> H * d_head) per layer. Its parameter count is
+`gopher.size.params_total` exactly.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from gopher.attention import relative_attention, sinusoids
+from gopher.draws import fill_normal, stream_key
+from gopher.spec import ModelSpec
+
+NORM_EPS = 1e-6
+LOSS_TOKENS = 256  # tokens per block of the loss: logits of one block stay in cache, never (B, T, V) at once
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich 2019) with a gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.gain.shape, self.gain, NORM_EPS)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, spec: ModelSpec, attention: str, recompute: str) -> None:
+        super().__init__()
+        d = spec.d_model
+        self.n_heads, self.d_head, self.attention, self.recompute = spec.n_heads, spec.d_head, attention, recompute
+        self.norm_1 = Norm(d)
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.position = nn.Linear(d, d, bias=False)  # W_R
+        self.u = nn.Parameter(torch.empty(spec.n_heads, spec.d_head))
+        self.v = nn.Parameter(torch.empty(spec.n_heads, spec.d_head))
+        self.output = nn.Linear(d, d, bias=False)
+        self.norm_2 = Norm(d)
+        self.up = nn.Linear(d, spec.d_ff, bias=False)
+        self.down = nn.Linear(spec.d_ff, d, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.recompute == "none" or not torch.is_grad_enabled():
+            return self.compute(x)
+        context: Any = {"context_fn": keep_products} if self.recompute == "selective" else {}
+        return checkpoint(self.compute, x, use_reentrant=False, preserve_rng_state=False, **context)
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.output(self.attend(self.norm_1(x)))
+        return x + self.down(F.gelu(self.up(self.norm_2(x))))
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, d = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4)
+        r = self.position(sinusoids(length, d, x.dtype, x.device)).view(length, self.n_heads, self.d_head)
+        scale = 1 / math.sqrt(self.d_head)
+        out = relative_attention(q, k, v, r.transpose(0, 1), self.u, self.v, scale, self.attention)
+        return out.transpose(1, 2).reshape(batch, length, d)
+
+
+def keep_products() -> Any:
+    """Selective checkpointing: results of the weight products are kept, everything else is computed again."""
+
+    def policy(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+        kept = op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
+class Transformer(nn.Module):
+    """Parameters are uninitialised until `initialise`, so that it can be built on the meta device and sharded first."""
+
+    def __init__(self, spec: ModelSpec, attention: str = "auto", recompute: str = "none") -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Parameter(torch.empty(spec.vocab_size, spec.d_model))
+        self.blocks = nn.ModuleList(Block(spec, attention, recompute) for _ in range(spec.n_layers))
+        self.norm = Norm(spec.d_model)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 logits (B, T, V); with `targets` (B, T) instead the cross-entropy in nats summed over targets >= 0."""
+        x = F.embedding(tokens, self.embedding)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        if targets is None:
+            return F.linear(x, self.embedding).float()
+        return summed_loss(x.flatten(0, 1), self.embedding, targets.flatten())
+
+
+def summed_loss(x: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Nats summed over the targets >= 0; the gradient is found in the same pass over the logits."""
+    if torch.is_grad_enabled():
+        return SummedLoss.apply(x, embedding, targets)
+    return sum_blocks([block_loss(F.linear(part, embedding), wanted)[0] for part, wanted in loss_blocks(x, targets)])
+
+
+def loss_blocks(x: torch.Tensor, targets: torch.Tensor) -> Any:
+    return zip(x.split(LOSS_TOKENS), targets.split(LOSS_TOKENS), strict=True)
+
+
+def sum_blocks(nats: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(nats).sum()
+
+
+def block_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(summed nats, log-probabilities in float32 or wider, mask of the targets that count)."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    log_p = torch.log_softmax(wide, dim=-1)
+    counted = targets >= 0
+    picked = log_p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    return -(picked * counted).sum(), log_p, counted
+
+
+class SummedLoss(torch.autograd.Function):
+    """Cross-entropy of x @ embedding^T, block by block: the gradient softmax - onehot overwrites the block's logits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        grad_x, grad_embedding = torch.empty_like(x), torch.zeros_like(embedding)
+        nats = []
+        for part, wanted, grad_part in zip(*(t.split(LOSS_TOKENS) for t in (x, targets, grad_x)), strict=True):
+            loss, log_p, counted = block_loss(F.linear(part, embedding), wanted)
+            nats.append(loss)
+            grad = log_p.exp_()
+            grad.scatter_add_(1, wanted.clamp(min=0)[:, None], -torch.ones_like(grad[:, :1]))
+            grad = grad.mul_(counted[:, None]).to(x.dtype)
+            torch.mm(grad, embedding, out=grad_part)
+            grad_embedding.addmm_(grad.t(), part)
+        ctx.save_for_backward(grad_x, grad_embedding)
+        return sum_blocks(nats)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> Any:  # type: ignore[override]
+        grad_x, grad_embedding = ctx.saved_tensors
+        return grad_x * grad_loss, grad_embedding * grad_loss, None
+
+
+@torch.no_grad()
+def initialise(parts: Iterable[tuple[str, torch.Tensor, int]], spec: ModelSpec, seed: int) -> None:
+    """Fill parameters given as (name, elements held, index of the first one in the whole parameter).
+
+    A value depends on (seed, name, index) alone, not on shards or device. The paper does not give its initialisation.
+    Here: linear maps N(0, 1 / fan_in); the two maps that write to the residual stream divided by sqrt(2 L) more
+    (Radford et al. 2019); embeddings N(0, 1 / (4 d)), so that tied logits start with standard deviation 1/2; gains 1;
+    u = v = 0.
+    """
+    for name, values, start in parts:
+        std = initial_std(name, spec)
+        if std is None:
+            values.fill_(1.0 if name.endswith("gain") else 0.0)
+        else:
+            fill_normal(values, stream_key(seed, "init", name), std, start)
+
+
+def initial_std(name: str, spec: ModelSpec) -> float | None:
+    """Standard deviation of a weight by its name, None for gains and attention biases."""
+    kind = name.split(".")[-2] if name.endswith(".weight") else name
+    if kind == "embedding":
+        return 0.5 / math.sqrt(spec.d_model)
+    if kind in ("output", "down"):
+        fan_in = spec.d_model if kind == "output" else spec.d_ff
+        return 1 / math.sqrt(fan_in * 2 * spec.n_layers)
+    return 1 / math.sqrt(spec.d_model) if kind in ("qkv", "position", "up") else None
