@@ -1,0 +1,64 @@
+"""Orchestration overhead of a sweep: wall time of `gopher launch` against the training time that the cores cannot avoid.
+
+The limit is the larger of (training seconds of all runs / cores) and (the longest run): no scheduler can finish earlier.
+Training seconds are what each run's own clock counted inside training, evaluation and checkpoints.
+
+    python benchmarks/overhead.py                      the demo sweep, several minutes
+    python benchmarks/overhead.py tokens=100000        any overrides of `gopher launch`
+    python benchmarks/overhead.py --json
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from gopher.record import RunFolder
+from sweeps.backends.ray import usable_cpus
+from sweeps.compose import compose, hydra_session
+from sweeps.provenance import versions
+from sweeps.study import load_study
+from sweeps.verbs import launch
+
+GOAL = "<= 10 % + 20 s"
+
+
+def measure(overrides: list[str]) -> dict[str, object]:
+    """Seconds of one launch into an empty folder: wall, training per run, and the packing limit."""
+    with tempfile.TemporaryDirectory() as root, hydra_session():
+        words = [*overrides, f"output_root={root}"]
+        began = time.perf_counter()
+        code = launch.run(compose, words)
+        wall = time.perf_counter() - began
+        if code != 0:
+            raise SystemExit(code)
+        runs = load_study(compose, words).runs
+        states = [RunFolder(Path(root) / "runs" / r.spec.key).state() for r in runs]
+    seconds = [s.train_seconds for s in states if s is not None]
+    cores = usable_cpus()
+    limit = max(sum(seconds) / cores, max(seconds))
+    row = {"name": "launch wall time / packing limit", "baseline": f"{cores} cores, {len(seconds)} runs: {limit:.1f} s"}
+    row |= {"ratio": wall / limit, "goal": GOAL, "wall_seconds": wall, "limit_seconds": limit}
+    return row | {"overhead_seconds": wall - limit, "met": wall <= 1.1 * limit + 20}
+
+
+def main() -> int:
+    overrides = [w for w in sys.argv[1:] if w != "--json"] or ["sweep=demo"]
+    row = measure(overrides)
+    if "--json" in sys.argv:
+        print(json.dumps({"rows": [row], "versions": versions()}))
+        return 0
+    table = Table(title=f"orchestration overhead of {' '.join(overrides)}")
+    for name in row:
+        table.add_column(name)
+    table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Composition: the shipped configs compose, and every mistake is one sentence with the value and the closest right word."""
+
+import pytest
+
+from gopher.errors import UsageError
+from sweeps.compose import compose, groups, hydra_session
+
+
+@pytest.fixture(autouse=True)
+def session():  # type: ignore[no-untyped-def]
+    with hydra_session():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'optim.lr'"),
+        ("swep=demo", "unknown key 'swep'; did you mean 'sweep'"),
+        ("sweep=dmo", "sweep=dmo is not a known choice; did you mean 'demo'"),
+        ("precision=fp8", "precision has bfloat16_sr, float32, mixed"),
+        ("demo", "'demo' is not an override; write key=value"),
+        ("model.d_modle=64", "did you mean 'model.d_model'"),
+    ],
+)
+def test_mistakes_are_one_sentence_with_the_cure(override: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        compose([override])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_choice_of_every_group_composes() -> None:
+    for group, choices in groups().items():
+        for choice in choices:
+            extra = ["data.path=x"] if (group, choice) == ("data", "local") else []
+            extra += ["tracking.uri=http://127.0.0.1:5000"] if (group, choice) == ("tracking", "server") else []
+            assert compose([f"{group}={choice}", *extra]).tree["name"]
+
+
+def test_free_form_keys_need_no_plus() -> None:
+    tree = compose(["axes.optim.lr=[0.01,0.02]", "columns.loss=val", "extra_seeds={54k: [5]}", "pinned.E=1.69"]).tree
+    assert tree["axes"]["optim"]["lr"] == [0.01, 0.02]
+    assert tree["columns"] == {"loss": "val"} and tree["extra_seeds"]["54k"] == [5] and tree["pinned"] == {"E": 1.69}
+
+
+def test_numbers_keep_their_types() -> None:
+    """YAML 1.1 reads 6e-4 as a string; the configs must not."""
+    for rung in groups()["model"]:
+        tree = compose(["sweep=gopher", f"model={rung}"]).tree
+        assert isinstance(tree["optim"]["lr"], float) and isinstance(tree["tokens"], float)
+
+
+def test_command_line_wins_over_sweep_and_model() -> None:
+    tree = compose(["sweep=gopher", "model=280b", "optim.lr=1.0e-3", "tokens=1000", "precision=float32"]).tree
+    assert (tree["optim"]["lr"], tree["tokens"], tree["precision"]["compute"]) == (1e-3, 1000, "float32")
+
+
+def test_interpolated_keys_are_known() -> None:
+    assert "tokenizer.vocab_size" in compose([]).interpolated
