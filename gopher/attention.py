@@ -56,10 +56,10 @@ def sinusoids(length: int, d_model: int, dtype: torch.dtype, device: torch.devic
 
 
 @lru_cache(maxsize=8)
-def future(rows: int, device: torch.device) -> torch.Tensor:
-    """(rows, rows) mask, true above the diagonal."""
+def causal_mask(rows: int, seen: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(rows, seen): 0 where the last `rows` queries of `seen` positions may look, -inf in their future."""
     with torch.inference_mode(False):
-        return torch.ones(rows, rows, dtype=torch.bool, device=device).triu(1)
+        return torch.full((rows, seen), -math.inf, dtype=dtype, device=device).triu(seen - rows + 1)
 
 
 def reference(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
@@ -78,7 +78,7 @@ def sdpa_bias(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float)
     # Columns are distances T-1..0 and one pad: row i of the flat table, read with row length T from T-1 on, is shifted by i.
     table = torch.matmul(q + v_bias[:, None], descending(r).transpose(1, 2))
     bias = table.flatten(2)[..., length - 1 : length - 1 + length * length].view(*q.shape[:2], length, length) * scale
-    mask = bias.masked_fill(future(length, q.device), -math.inf)
+    mask = bias + causal_mask(length, length, q.dtype, q.device)
     return F.scaled_dot_product_attention(q + u[:, None], k, v, attn_mask=mask, scale=scale)
 
 
@@ -116,7 +116,7 @@ class Chunked(torch.autograd.Function):
         return joined(outputs).view(n_heads, batch, length, width).transpose(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: torch.Tensor) -> Any: 
         query_u, query_v, keys, values, table, *kept = ctx.saved_tensors
         n_heads, batch, length, width = query_u.shape
         grad_out = grad_out.transpose(0, 1).reshape(-1, length, width)
@@ -157,9 +157,13 @@ def probabilities(query_u: Any, query_v: Any, keys: Any, table: Any, rows: slice
     n_heads, batch, length, width = query_u.shape
     count, seen = rows.stop - rows.start, rows.stop
     position = product(query_v[:, :, rows].reshape(n_heads, -1, width), table[:, length - seen :].transpose(1, 2))
-    shifted = shifted_view(position.view(n_heads * batch, -1), count, seen)
-    scores = add_product(shifted, query_u[:, :, rows].reshape(-1, count, width), keys[:, :seen].transpose(1, 2))
-    scores[:, :, rows.start :].masked_fill_(future(count, scores.device), -math.inf)
+    # Masking by addition makes the shifted view contiguous in the same pass: on CPU a product added in place to a
+    # strided view runs as a loop of single products, and filling by a broadcast mask costs as much as the softmax.
+    scores = shifted_view(position.view(n_heads * batch, -1), count, seen) + causal_mask(
+        count, seen, position.dtype, position.device
+    )
+    queries, keys = query_u[:, :, rows].reshape(-1, count, width), keys[:, :seen].transpose(1, 2)
+    scores = scores.baddbmm_(queries, keys) if queries.dtype == scores.dtype else scores.add_(product(queries, keys))
     return torch.softmax(scores, dim=-1)
 
 
@@ -173,8 +177,3 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.dtype != torch.bfloat16:
         return torch.bmm(a, b)
     return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.bmm(a.float(), b.float())
-
-
-def add_product(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    # Out of place: on CPU an in-place baddbmm_ on a strided view runs as a loop of single products.
-    return torch.baddbmm(base, a, b) if a.dtype == base.dtype else product(a, b).add_(base)
