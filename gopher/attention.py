@@ -116,7 +116,7 @@ class Chunked(torch.autograd.Function):
         return joined(outputs).view(n_heads, batch, length, width).transpose(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: torch.Tensor) -> Any: 
+    def backward(ctx: Any, grad_out: torch.Tensor) -> Any:
         query_u, query_v, keys, values, table, *kept = ctx.saved_tensors
         n_heads, batch, length, width = query_u.shape
         grad_out = grad_out.transpose(0, 1).reshape(-1, length, width)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from gopher.errors import GopherError
 from gopher.optim import Adam
@@ -42,8 +44,8 @@ def save(folder: Path, step: int, adam: Adam, run_key: str, keep: int) -> Path:
     files: dict[str, Any] = {}
     error = None
     try:
-        writer = dcp.FileSystemWriter(part, single_file_per_rank=True, sync_files=True)
-        dcp.save(tensors(adam), storage_writer=writer)
+        writer = FileSystemWriter(part, single_file_per_rank=True, sync_files=True)
+        save_shards(tensors(adam), storage_writer=writer)
         files = {path.name: fingerprint(path) for path in own_files(part)}
     except (CheckpointException, OSError, RuntimeError) as failure:
         error = reason(failure)
@@ -88,7 +90,7 @@ def restore(folder: Path, adam: Adam, run_key: str) -> int:
         raise GopherError(
             f"{path} belongs to run {marker['run']}, not to {run_key}; move it away or use another output folder"
         )
-    dcp.load(tensors(adam), storage_reader=SafeReader(path))
+    load_shards(tensors(adam), storage_reader=SafeReader(path))
     return int(marker["step"])
 
 
@@ -196,7 +198,7 @@ def reason(failure: BaseException) -> str:
 # ---- reading without running code
 
 
-class SafeReader(dcp.FileSystemReader):
+class SafeReader(FileSystemReader):
     """torch reads a checkpoint's index by pickle, which can run anything; this reader admits only the index's types."""
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:

@@ -30,7 +30,8 @@ def process_group(device: str) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not listed for type checkers
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         yield
     finally:
@@ -65,6 +66,19 @@ def shard(model: Transformer, precision: PrecisionSpec, mesh: DeviceMesh, compil
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+
+
+def sync_gradients(model: torch.nn.Module, now: bool) -> None:
+    """Whether the next backward pass reduces over ranks, or only adds to this rank's sum (in the reduction's dtype)."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(now)
+
+
+def release(model: torch.nn.Module) -> None:
+    """Drop gathered parameters that a forward pass without a backward pass left behind."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def parts(model: torch.nn.Module) -> list[Part]:

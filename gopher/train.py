@@ -20,7 +20,7 @@ from gopher.errors import GopherError, UsageError
 from gopher.model import Transformer
 from gopher.optim import Adam, clip_scale, learning_rate
 from gopher.record import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, RunState
-from gopher.shard import build, parts, process_group
+from gopher.shard import build, parts, process_group, release, sync_gradients
 from gopher.size import train_flops
 from gopher.spec import Placement, RunSpec
 
@@ -88,7 +88,7 @@ def train_steps(
         for start in micro_batches:
             batch = store.batch(run.data, run.seed, start, start + placement.micro_batch_sequences, run.model.context)
             inputs, targets = (torch.from_numpy(x).to(placement.device) for x in batch)
-            model.set_requires_gradient_sync(start == micro_batches[-1])
+            sync_gradients(model, now=start == micro_batches[-1])
             loss = model(inputs, targets)
             (loss / run.batch_tokens(step)).backward()
             nats += loss.detach()
@@ -169,7 +169,7 @@ def evaluate(
     """val/* of the current parameters: nats per token and bits per byte, by subset and weighted by the mixture."""
     names = list(run.data.weights)
     nats = torch.stack([summed_nats(model, validation[name], placement, rank, world) for name in names])
-    model.reshard()
+    release(model)
     if world > 1:
         dist.all_reduce(nats)
     metrics: dict[str, float | None] = {"val/loss": 0.0, "val/bpb": 0.0}
