@@ -1,175 +1,302 @@
-"""From points to a fitted law: settings in, one result object out, the same from Python and the command line."""
+"""From points to a fitted law: settings in, one result object out, the same from Python and the command line.
+
+fit -> law asked for -> estimate at the true optimum -> verdict -> (fall back) -> intervals -> hold-outs -> predictions
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from analysis.points import Array, Excluded, Points
+from analysis.bootstrap import Resamples, interval, resample
+from analysis.estimate import Estimate, estimate
+from analysis.holdout import HoldOut, error_log, rolling, size_axis
+from analysis.identify import Profile, Verdict, judge, structural_reasons
+from analysis.intervals import prediction_intervals
+from analysis.laws import AXES, LAWS, Law, law_named
+from analysis.noise import Noise
+from analysis.optimum import Optimum
+from analysis.points import Excluded, Point, Points
+from analysis.result import (
+    LEVELS,
+    Candidate,
+    FitResult,
+    FitSettings,
+    Interval,
+    Prediction,
+    dumps,
+    to_json,
+)
+from analysis.sensitivity import sensitivity_rows
+from gopher.errors import UsageError, did_you_mean
 
-LEVELS = (80, 95)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """All that decides the numbers of a fit besides the points."""
-
-    law: str = "auto"  # see analysis.laws.LAWS; auto chooses by hold-out error
-    x: str = "params"  # size axis of one-variable laws: params | tokens | flops
-    parameters: str = "auto"  # auto | non_embedding | total: which parameter count enters
-    delta: float | None = None  # Huber delta on log residuals; None: the law's own (1e-3, or least squares for ladders)
-    bootstrap: int = 1000  # resamples; 0: no intervals
-    seed: int = 0
-    pinned: Mapping[str, float] = field(default_factory=dict)  # parameters held fixed, natural units: {E: 1.69}
-    targets: tuple[Mapping[str, float], ...] = ()  # inputs to predict: ({params: 280e9, tokens: 300e9}, {flops: 5.76e23})
-    holdout: int | None = None  # largest rungs left out in turn; None: up to 3 as the data allow, 0: none
-    fallback: bool = True  # use the law that the data can carry when the one asked for is not identified
-    sensitivity: bool = True  # the table of other deltas, outlier rules, laws and parameter conventions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimum:
-    """Evidence that the minimum is the minimum."""
-
-    start_share: float  # of the starts that reached it (within 1e-6 relative)
-    starts: int
-    runner_up: float | None  # objective of the next distinct minimum; None when every start agreed
-    runner_up_params: dict[str, float] | None
-    grad_norm: float  # scale-free: |g| / objective in scaled coordinates
-    condition: float  # of the scaled, centred Gauss-Newton matrix
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether the data determine the parameters of the law asked for, and if not why."""
-
-    identified: bool
-    reasons: tuple[str, ...] = ()
-    law: str = ""  # the law the verdict is about (the one asked for)
-    refused_params: dict[str, float] | None = None  # its numbers, when a simpler law is reported instead
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Objective along one parameter with all others refitted; `limit` is the 95 % cut."""
-
-    parameter: str
-    values: tuple[float, ...]  # natural units
-    excess: tuple[float, ...]  # robust deviance above the minimum; 3.84 is the large-sample 95 % cut
-    limit: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class HoldOut:
-    """One rung predicted from smaller ones only."""
-
-    rung: str
-    predicted: float
-    actual: float  # geometric mean over the rung's runs
-    interval95: tuple[float, float] | None  # prediction interval: parameters and residual noise
-    law: str
-    fitted_rungs: int  # how many smaller rungs were fitted
-    decades: float  # log10 distance of the rung from the largest fitted one, along `x`
-    x: str
-    runs: int  # of the held-out rung
-    baselines: dict[str, float]  # naive predictions: power law without offset, last point
-
-    @property
-    def error_percent(self) -> float:
-        return 100.0 * (self.predicted / self.actual - 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Scatter of log loss about the law."""
-
-    residual_sd_log: float | None
-    residual_dof: int
-    seed_sd_log: float | None  # pooled over rungs with two or more seeds
-    seed_dof: int
-    prediction_sd_log: float | None  # the one used in prediction intervals
-    prediction_dof: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The law at one target: median path, intervals with residual noise, and the optimal allocation where the law has one."""
-
-    inputs: dict[str, float]
-    mean: float
-    intervals: dict[str, tuple[float, float]]  # "50", "80", "95": prediction intervals
-    derived: dict[str, float] = field(default_factory=dict)  # N_opt, D_opt, tokens_per_parameter at {flops: C}
-    derived_ci: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One law that was tried, with its hold-out error: what the choice was made on."""
-
-    law: str
-    x: str | None
-    params: dict[str, float]
-    objective: float
-    identified: bool
-    holdout_rmse_log: float | None
-    chosen: bool
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """A fitted law with everything needed to judge, draw and predict from it."""
-
-    law: str  # the law reported
-    requested: str
-    settings: FitSettings
-    x: str | None  # size axis of one-variable laws
-    parameters: str  # params_non_embedding | params_total: the count that was used
-    points: Points
-    params: dict[str, float]
-    objective: float
-    objective_name: str  # sum of Huber(log residual, delta=0.001)
-    optimum: Optimum | None
-    ci: dict[str, dict[str, tuple[float, float]]]  # name -> {"80": (lo, hi), "95": (lo, hi)}; derived quantities too
-    standard_errors: dict[str, float]
-    derived: dict[str, float]  # a_opt, b_opt, ...
-    verdict: Verdict
-    holdout: tuple[HoldOut, ...]
-    noise: Noise
-    predictions: tuple[Prediction, ...] = ()
-    candidates: tuple[Candidate, ...] = ()
-    profiles: tuple[Profile, ...] = ()
-    sensitivity: tuple[dict[str, Any], ...] = ()
-    also: tuple["FitResult", ...] = ()  # auto: the same ladder against FLOPs
-    tables: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # law-specific rows, e.g. isoFLOP minima
-    samples: Array = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)  # bootstrap x parameters
-    resampling: str = "none"  # pairs by run | parametric by rung | none
-    fitted: Array = field(default_factory=lambda: np.empty(0), repr=False, compare=False)  # law at the points
-
-    @property
-    def excluded(self) -> tuple[Excluded, ...]:
-        return self.points.excluded
-
-    def predict(self, inputs: Mapping[str, Any]) -> Array:
-        """Loss of the law at `inputs` (params, tokens, unique_tokens, flops as the law needs)."""
-        raise RuntimeError("being written")
-
-    def interval(self, inputs: Mapping[str, Any], level: float = 95, noise: bool = True) -> tuple[Array, Array]:
-        """(low, high) at `inputs`: prediction interval of one new run, or of the curve alone with noise=False."""
-        raise RuntimeError("being written")
+__all__ = [
+    "LEVELS", "Candidate", "Excluded", "FitResult", "FitSettings", "HoldOut", "Noise", "Optimum", "Point", "Points",
+    "Prediction", "Profile", "Verdict", "dumps", "fit", "to_json",
+]  # fmt: skip
 
 
 def fit(points: Points, settings: FitSettings | None = None) -> FitResult:
     """The law asked for, at its true optimum, with intervals, verdict and hold-outs."""
-    raise RuntimeError("being written")
+    s = settings or FitSettings()
+    check(points, s)
+    if s.law == "auto":
+        return choose(points, s)
+    return fit_law(points, law_named(s.law, s.x), s)
 
 
-def to_json(result: FitResult) -> dict[str, Any]:
-    """The one JSON object of `gopher fit format=json`; the command line prints it with `dumps`."""
-    raise RuntimeError("being written")
+def check(points: Points, s: FitSettings) -> None:
+    """Refuse settings that name nothing."""
+    names = ["auto", *LAWS]
+    if s.law not in names:
+        raise UsageError(f"law is '{s.law}'{did_you_mean(s.law, names)} (there are {', '.join(names)})")
+    if s.x not in AXES:
+        raise UsageError(f"x is '{s.x}'; use one of {', '.join(AXES)}")
+    if s.parameters not in ("auto", "non_embedding", "total"):
+        raise UsageError(f"parameters is '{s.parameters}'; use auto, non_embedding or total")
+    if s.bootstrap < 0:
+        raise UsageError(f"bootstrap is {s.bootstrap}; give the number of resamples, 0 for none")
+    if s.delta is not None and not s.delta > 0:
+        raise UsageError(f"delta is {s.delta}; give a positive Huber width on log residuals, or null for the law's own")
+    if len(points) < 2:
+        raise UsageError(
+            f"{points.source or 'the table'} has {len(points)} point(s); a law needs at least 2, so add runs"
+        )
 
 
-def dumps(value: dict[str, Any]) -> str:
-    """Canonical text of that object: the same bytes from Python and the command line."""
-    raise RuntimeError("being written")
+# ------------------------------------------------------------------------------------------ one law
+
+
+def fit_law(points: Points, law: Law, s: FitSettings) -> FitResult:
+    """`law` fitted; a simpler one reported in its place when the data cannot carry it."""
+    check_pinned(law, s)
+    e = law_estimate(points, law, s, wide=True)
+    structural = structural_reasons(e)
+    r = None if structural else resample(e, s.bootstrap, s.seed)
+    verdict, found = judge(e, r)
+    if verdict.identified or not s.fallback or law.simpler is None:
+        return report(e, r, verdict, found, s)
+    lower = fit_law(points, law_named(law.simpler, s.x), replace(s, pinned={}, sensitivity=s.sensitivity))
+    told = (*verdict.reasons, f"{lower.law} is reported instead of {law.name}")
+    if not lower.verdict.identified:
+        told = (*told, *lower.verdict.reasons)
+    return replace(lower, requested=s.law, settings=s, verdict=replace(verdict, reasons=told, reported=lower.law))
+
+
+def check_pinned(law: Law, s: FitSettings) -> None:
+    for name, value in s.pinned.items():
+        if name not in law.parameters:
+            raise UsageError(
+                f"pinned.{name} is no parameter of {law.name}{did_you_mean(name, law.parameters)} (it has {', '.join(law.parameters)})"
+            )
+        if law.logged()[law.parameters.index(name)] and not value > 0:
+            raise UsageError(
+                f"pinned.{name} is {value}, and {name} of {law.name} is positive; pin it to a number above 0 or choose a law without it"
+            )
+
+
+def law_delta(law: Law, s: FitSettings) -> float | None:
+    return law.delta if s.delta is None else s.delta
+
+
+def law_seeds(law: Law) -> str:
+    """Ladders (least squares) count each design point once; the published Huber fits count each run."""
+    return "mean" if law.delta is None else "runs"
+
+
+def law_estimate(points: Points, law: Law, s: FitSettings, wide: bool = False) -> Estimate:
+    return estimate(
+        law, points, parameters=s.parameters, delta=law_delta(law, s), pinned=s.pinned, seeds=law_seeds(law), wide=wide
+    )
+
+
+def law_holdouts(
+    points: Points, law: Law, s: FitSettings, axis: str | None = None, intervals: bool = True
+) -> tuple[HoldOut, ...]:
+    pinned = {k: v for k, v in s.pinned.items() if k in law.parameters}
+    return rolling(
+        law, points, parameters=s.parameters, delta=law_delta(law, s), pinned=pinned, seeds=law_seeds(law),
+        most=s.holdout, seed=s.seed, axis=axis, intervals=intervals,
+    )  # fmt: skip
+
+
+def report(
+    e: Estimate,
+    r: Resamples | None,
+    verdict: Verdict,
+    found: tuple[Profile, ...],
+    s: FitSettings,
+    axis: str | None = None,
+) -> FitResult:
+    """The result object of an estimate: intervals, hold-outs, predictions, sensitivity."""
+    e_params = e.params
+    at = {name: np.array([value]) for name, value in e_params.items()}
+    with np.errstate(all="ignore"):
+        derived = {name: float(v[0]) for name, v in e.law.derived(at).items()}
+    ci, errors = intervals_of(e, r)
+    return FitResult(
+        law=e.law.name,
+        requested=s.law,
+        settings=s,
+        x=e.law.inputs[0] if len(e.law.inputs) == 1 else None,
+        parameters=e.points.parameter_column(s.parameters),
+        points=e.points,
+        params=e_params,
+        objective=e.optimum.objective,
+        objective_name=objective_name(e),
+        optimum=e.optimum,
+        ci=ci,
+        standard_errors=errors,
+        derived=derived,
+        verdict=verdict,
+        holdout=() if s.holdout == 0 else law_holdouts(e.points, e.law, s, axis),
+        noise=e.noise,
+        resampling=r.method if r else "none",
+        predictions=tuple(predict_target(e, r, target, s) for target in s.targets),
+        profiles=found,
+        sensitivity=sensitivity_rows(e, s.parameters, s.targets) if s.sensitivity and e.free else (),
+        fitted=e.loss * np.exp(-e.residuals),
+        estimate=e,
+        resamples=r,
+    )
+
+
+def intervals_of(e: Estimate, r: Resamples | None) -> tuple[dict[str, dict[str, Interval]], dict[str, float]]:
+    """Percentile intervals and standard deviations of parameters and derived quantities; pinned ones have none."""
+    if r is None:
+        return {}, {}
+    values = {name: v for name, v in r.quantities(e).items() if name not in e.pinned}
+    ci = {name: {str(level): interval(v, level) for level in LEVELS} for name, v in values.items()}
+    errors = {name: float(np.std(v[np.isfinite(v)])) for name, v in values.items() if np.isfinite(v).any()}
+    return ci, errors
+
+
+def objective_name(e: Estimate) -> str:
+    if e.delta is not None:
+        return f"sum of Huber(log residual, delta={e.delta:g})"
+    return "sum of squared log residuals / 2" + (", each design point counted once" if (e.weights < 1).any() else "")
+
+
+def predict_target(e: Estimate, r: Resamples | None, target: Mapping[str, float], s: FitSettings) -> Prediction:
+    """The law at one target. A target in FLOPs alone is met at the law's own optimal allocation."""
+    given = {str(k): float(v) for k, v in target.items()}
+    derived: dict[str, float] = {}
+    derived_ci: dict[str, dict[str, Interval]] = {}
+    params = {name: np.array([v]) for name, v in e.params.items()}
+    allocation = e.law.allocate(params, given["flops"]) if set(given) == {"flops"} else {}
+    inputs = dict(given)
+    if allocation:
+        derived = {name: float(v[0]) for name, v in allocation.items()}
+        inputs |= {"params": derived["N_opt"], "tokens": derived["D_opt"]}
+        if r is not None:
+            sampled = e.law.allocate(r.quantities(e), given["flops"])
+            derived_ci = {k: {str(level): interval(v, level) for level in LEVELS} for k, v in sampled.items()}
+    missing = [name for name in e.law.inputs if name not in inputs]
+    if missing:
+        raise UsageError(
+            f"target {given} lacks {', '.join(missing)}, which law {e.law.name} reads; give every one of {', '.join(e.law.inputs)}"
+        )
+    mean = float(e.law.predict(e.params, inputs)[0])
+    bounds = prediction_intervals(e, r, inputs, (50.0, 80.0, 95.0), seed=s.seed) if e.free or r else {}
+    intervals = {
+        f"{level:g}": (float(lo[0]), float(hi[0])) if np.isfinite([lo[0], hi[0]]).all() else None
+        for level, (lo, hi) in bounds.items()
+    }
+    return Prediction(inputs=given, mean=mean, intervals=intervals, derived=derived, derived_ci=derived_ci)
+
+
+# --------------------------------------------------------------------------------------- law=auto
+
+
+def choose(points: Points, s: FitSettings) -> FitResult:
+    """The law with the smallest hold-out error among those that the data can carry, and the same runs against FLOPs."""
+    axis = varying_axis(points, s)
+    names = [("power_law", axis), ("power_law_offset", axis)]
+    if both_vary(points, s):
+        names.append(("chinchilla", axis))
+    best = best_of(points, names, s)
+    flops = points.column("flops")
+    if axis == "flops" or not (np.isfinite(flops) & (flops > 0)).all() or np.ptp(np.log(flops)) < 0.1:
+        return best
+    quiet = replace(s, targets=tuple(t for t in s.targets if "flops" in t), sensitivity=False)
+    return replace(best, also=(best_of(points, [("flops_power_law", "flops"), ("flops", "flops")], quiet),))
+
+
+def varying_axis(points: Points, s: FitSettings) -> str:
+    """`x` if it varies, else the first size axis that does."""
+    table = points.inputs(s.parameters)
+    usable = [
+        a for a in (s.x, *AXES) if (np.isfinite(table[a]) & (table[a] > 0)).all() and np.ptp(np.log(table[a])) > 0.1
+    ]
+    if not usable:
+        raise UsageError(
+            f"{points.source or 'the table'} has no size axis that varies (params, tokens, flops); a curve needs at least two sizes"
+        )
+    return usable[0]
+
+
+def both_vary(points: Points, s: FitSettings) -> bool:
+    """Whether L(N, D) can be tried: tokens known, at least eight design points, N and D not collinear."""
+    table = points.inputs(s.parameters)
+    n, d = table["params"], table["tokens"]
+    if not (np.isfinite(n) & np.isfinite(d) & (n > 0) & (d > 0)).all() or len(set(zip(n, d, strict=True))) < 8:
+        return False
+    return not structural_reasons(law_estimate(points, law_named("chinchilla"), replace(s, pinned={})))
+
+
+def best_of(points: Points, names: list[tuple[str, str]], s: FitSettings) -> FitResult:
+    """Fit every candidate, hold out the same rungs from each, report the identified one that predicts them best."""
+    free = replace(s, pinned={})
+    tried = []
+    laws = [law_named(name, axis) for name, axis in names]
+    axis = "flops" if any(len(law.inputs) > 1 for law in laws) else size_axis(laws[0])
+    for law in laws:
+        pins = replace(s, pinned={k: v for k, v in s.pinned.items() if k in law.parameters})
+        e = law_estimate(points, law, pins, wide=True)
+        r = None if structural_reasons(e) else resample(e, s.bootstrap, s.seed)
+        verdict, found = judge(e, r)
+        held = () if s.holdout == 0 else law_holdouts(points, law, pins, axis, intervals=False)
+        tried.append((e, r, verdict, found, held))
+    shared = set.intersection(*[{(h.rung, h.fitted_rungs) for h in t[4]} for t in tried])
+    errors = [error_log(tuple(h for h in t[4] if (h.rung, h.fitted_rungs) in shared)) for t in tried]
+    able = [i for i, t in enumerate(tried) if t[2].identified] or [0]
+    pick = min(able, key=lambda i: np.inf if errors[i] is None else float(errors[i] or 0.0))
+    e, r, verdict, found, _ = tried[pick]
+    result = report(
+        e,
+        r,
+        verdict,
+        found,
+        replace(
+            s,
+            pinned={k: v for k, v in free.pinned.items() if k in e.law.parameters}
+            | {k: v for k, v in s.pinned.items() if k in e.law.parameters},
+        ),
+        axis,
+    )
+    others = [t[0].law.name for i, t in enumerate(tried) if i != pick]
+    candidates = tuple(
+        candidate(t, error, i == pick, i in able) for i, (t, error) in enumerate(zip(tried, errors, strict=True))
+    )
+    also_held = (
+        tuple(h for i, t in enumerate(tried) if i != pick for h in law_holdouts(points, t[0].law, s, axis))
+        if others
+        else ()
+    )
+    return replace(result, settings=s, candidates=candidates, holdout=(*result.holdout, *also_held))
+
+
+def candidate(tried: tuple[Any, ...], error: float | None, chosen: bool, able: bool) -> Candidate:
+    e, _, verdict, _, _ = tried
+    told = "no rung could be held out" if error is None else f"hold-out error {100 * error:.2f} %"
+    reason = told if able and verdict.identified else "; ".join(verdict.reasons)
+    return Candidate(
+        law=e.law.name,
+        x=e.law.inputs[0] if len(e.law.inputs) == 1 else None,
+        params=e.params,
+        identified=verdict.identified,
+        holdout_rmse_log=error,
+        chosen=chosen,
+        reason=reason,
+    )

@@ -6,11 +6,15 @@ Three sources, one table: a CSV or Parquet file, a pandas frame, an MLflow exper
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+
+from gopher.errors import SetupError, UsageError, did_you_mean
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -122,20 +126,123 @@ class Points:
     def sha256(self) -> str:
         """Hash of what is fitted: every point's numbers and names, independent of row order and file format."""
         skip = ("row", "mlflow_run", "checkpoint")
-        rows = sorted(json.dumps({k: v for k, v in asdict(p).items() if k not in skip}, sort_keys=True) for p in self.rows)
+        rows = sorted(
+            json.dumps({k: v for k, v in asdict(p).items() if k not in skip}, sort_keys=True) for p in self.rows
+        )
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def points_from_mlflow(
-    tracking_uri: str, experiment: str, metric: str = "final/val_loss", where: str = ""
-) -> Points:
-    """Training runs (tag kind=train) of an MLflow experiment as points; unfinished, failed, diverged, duplicate and
-    out-tuned runs are listed in `excluded`. `metric` is any `final/*`, `val/*` or `eval/*` key of the runs."""
-    raise RuntimeError("being written")
+# ------------------------------------------------------------------------------------------- MLflow
 
 
-def points_from_file(
-    path: str, where: str = "", columns: Mapping[str, str] | None = None, metric: str = "loss", bad_rows: str = "refuse"
-) -> Points:
-    """Points of a CSV or Parquet file in the schema of `analysis.table`; `columns` maps our names to the file's."""
-    raise RuntimeError("being written")
+def points_from_mlflow(tracking_uri: str, experiment: str, metric: str = "final/val_loss", where: str = "") -> Points:
+    """Training runs (tag kind=train) of an MLflow experiment as points; every run left out is listed with its reason.
+
+    `metric` is any `final/*`, `val/*` or `eval/*` key of the runs (its last value). Works with sqlite files and servers.
+    """
+    from analysis.selection import keep_sound_runs
+    from analysis.table import in_order, select_points
+
+    runs = training_runs(tracking_uri, experiment)
+    candidates = [(point_of(run, metric, experiment), run_facts(run, metric)) for run in runs]
+    points, excluded, notes = keep_sound_runs(candidates, metric)
+    points, filtered = select_points(points, where, experiment)
+    if len(points) < 2:
+        gone = "; ".join(f"{e.run_id}: {e.reason}" for e in (*excluded, *filtered)[:3])
+        raise UsageError(
+            f"experiment '{experiment}' has {len(points)} usable run(s) with {metric} of {len(runs)} training runs"
+            f"{f' ({gone})' if gone else ''}; a law needs at least 2, so launch the sweep to its end or choose another metric"
+        )
+    return Points(rows=in_order(points), excluded=(*excluded, *filtered), source=experiment, notes=notes)
+
+
+def training_runs(tracking_uri: str, experiment: str) -> list[Any]:
+    """All runs tagged kind=train of the experiment, oldest first."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: nothing is to be sent
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = [e.name for e in client.search_experiments(max_results=50) if e.name != "Default"]
+            raise UsageError(
+                f"MLflow has no experiment '{experiment}'{did_you_mean(experiment, known)}; launch the sweep first "
+                f"(it has {', '.join(known) or 'none'})"
+            )
+        runs: list[Any] = []
+        page: str | None = None
+        while True:
+            batch = client.search_runs([found.experiment_id], "tags.kind = 'train'", max_results=1000, page_token=page)
+            runs += batch
+            page = batch.token
+            if not page:
+                return sorted(runs, key=lambda run: (run.info.start_time or 0, run.info.run_id))
+    except MlflowException as error:
+        first = str(error).strip().splitlines()[0]
+        raise SetupError(
+            f"MLflow at {tracking_uri} cannot be read ({first}); start the server or mend tracking.uri"
+        ) from None
+
+
+def point_of(run: Any, metric: str, experiment: str) -> Point:
+    """One MLflow run as a point; what it did not log stays None."""
+    params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
+    return Point(
+        run_id=tags.get("trial.id", run.info.run_id),
+        rung=tags.get("rung") or params.get("rung") or "",
+        loss=metrics.get(metric, math.nan),
+        loss_name=metric,
+        seed=integer(params.get("seed", tags.get("seed"))),
+        family=experiment,
+        step=integer(params.get("train.steps")),
+        params_total=positive(params.get("model.n_params")),
+        params_non_embedding=positive(params.get("model.n_params_nonemb")),
+        tokens=positive(metrics.get("final/tokens", params.get("train.tokens"))),
+        unique_tokens=positive(params.get("data.unique_tokens")),
+        flops=positive(metrics.get("final/flops", params.get("train.flops"))),
+        flops_convention=params.get("train.flops_convention"),
+        loss_stderr=positive(metrics.get(f"{metric}_stderr")),
+        learning_rate=positive(params.get("optim.lr")),
+        mlflow_run=run.info.run_id,
+        config_hash=tags.get("config.hash"),
+        data_hash=tags.get("data.sha256"),
+        checkpoint=tags.get("checkpoint"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What decides whether a run counts, beyond its numbers."""
+
+    state: str  # finished | running | failed | ...
+    reason: str
+    evaluation: str  # eval.version, empty when not tagged
+    started: int
+
+
+def run_facts(run: Any, metric: str) -> RunFacts:
+    state = run.data.tags.get("status.state") or run.info.status
+    return RunFacts(
+        state=str(state).lower(),
+        reason=run.data.tags.get("status.reason", ""),
+        evaluation=run.data.tags.get("eval.version", ""),
+        started=run.info.start_time or 0,
+    )
+
+
+def positive(value: Any) -> float | None:
+    """A logged number, or None when it is absent, unreadable or not above 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def integer(value: Any) -> int | None:
+    try:
+        return int(float(value))
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,106 @@
+"""A law estimated on points: the one step that fits, hold-outs, profiles and sensitivity tables share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.laws import Law, named
+from analysis.noise import Noise, noise_of
+from analysis.objective import Model, model_of
+from analysis.optimum import Optimum, optimise
+from analysis.points import Array, Points
+from gopher.errors import UsageError
+
+COLUMN = {"params": "a parameter count", "tokens": "tokens", "flops": "FLOPs", "unique_tokens": "unique tokens"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Estimate:
+    """A law at its optimum on a set of points."""
+
+    law: Law
+    points: Points
+    inputs: dict[str, Array]
+    loss: Array
+    weights: Array  # of each run in the objective
+    delta: float | None
+    pinned: Mapping[str, float]
+    model: Model
+    optimum: Optimum
+    noise: Noise
+
+    @property
+    def params(self) -> dict[str, float]:
+        return named(self.law, self.optimum.theta)
+
+    @property
+    def free(self) -> int:
+        return self.model.size
+
+    @property
+    def residuals(self) -> Array:
+        """ln(loss) - ln(law): positive where a run is worse than the law."""
+        return -self.model.residuals(self.model.from_theta(self.optimum.theta))[0]
+
+
+def law_inputs(law: Law, points: Points, parameters: str = "auto") -> dict[str, Array]:
+    """The columns that `law` reads, checked: all present and positive."""
+    table = points.inputs(parameters)
+    out: dict[str, Array] = {}
+    for name in law.inputs:
+        if name == "family":
+            out[name] = np.array([p.family for p in points])
+            continue
+        bad = [p for p, v in zip(points, table[name], strict=True) if not (np.isfinite(v) and v > 0)]
+        if bad:
+            known = {points.parameter_column(parameters) if name == "params" else name}
+            raise UsageError(
+                f"law {law.name} reads {COLUMN[name]} and {len(bad)} of {len(points)} points have no positive {known.pop()} "
+                f"(first: run {bad[0].run_id}); map the column with columns.{name}=NAME, choose another law or leave them out with where="
+            )
+        out[name] = table[name]
+    return out
+
+
+def design_of(inputs: Mapping[str, Array]) -> Array:
+    """Integer code of each point's design: points equal in every input the law reads are repetitions by seed."""
+    columns = [np.unique(np.asarray(v), return_inverse=True)[1] for v in inputs.values()]
+    return np.unique(np.stack(columns, 1), axis=0, return_inverse=True)[1].ravel()
+
+
+def estimate(
+    law: Law,
+    points: Points,
+    *,
+    parameters: str = "auto",
+    delta: float | None = None,
+    pinned: Mapping[str, float] | None = None,
+    seeds: str = "runs",
+    wide: bool = False,
+) -> Estimate:
+    """`law` at its optimum on `points`; wide=True adds the plain grid of starts.
+
+    seeds='mean' gives every design point weight 1, however many seeds it has: right when what separates points from the
+    law is lack of fit, which more seeds do not reduce. seeds='runs' gives every run weight 1.
+    """
+    held = {k: float(v) for k, v in (pinned or {}).items() if k in law.parameters}
+    inputs = law_inputs(law, points, parameters)
+    loss = points.column("loss")
+    model = model_of(law, inputs, loss, held)
+    design = design_of(inputs)
+    weights = 1.0 / np.bincount(design)[design] if seeds == "mean" else np.ones(len(loss))
+    optimum = optimise(model, inputs, weights, delta, held, wide)
+    residuals = model.residuals(model.from_theta(optimum.theta))[0]
+    return Estimate(
+        law=law,
+        points=points,
+        inputs=inputs,
+        loss=loss,
+        weights=weights,
+        delta=delta,
+        pinned=held,
+        model=model,
+        optimum=optimum,
+        noise=noise_of(residuals, design, weights, model.size),
+    )
