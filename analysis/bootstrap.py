@@ -14,7 +14,7 @@ from analysis.estimate import Estimate, design_of
 from analysis.laws import Quantities, natural
 from analysis.objective import Model, huber
 from analysis.optimum import minimise
-from analysis.points import Array
+from analysis.rows import Array
 
 FEW_DESIGNS = 20  # below this many design points, resampling them is not a picture of the sampling error
 CHUNK_CELLS = 120_000  # resamples x points held at once

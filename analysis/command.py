@@ -11,9 +11,8 @@ from rich.table import Table
 from analysis.fit import fit
 from analysis.holdout import HoldOut
 from analysis.numbers import count, number, percent, with_interval
-from analysis.points import Points, points_from_mlflow
+from analysis.points import Points, points_from_file, points_from_mlflow
 from analysis.result import FitResult, FitSettings
-from analysis.table import points_from_file
 from gopher.errors import UsageError, did_you_mean
 
 

@@ -9,7 +9,7 @@ from analysis.laws import Law, named
 from analysis.noise import Noise, noise_of
 from analysis.objective import Model, model_of
 from analysis.optimum import Optimum, optimise
-from analysis.points import Array, Points
+from analysis.rows import Array, Points
 from gopher.errors import UsageError
 
 COLUMN = {"params": "a parameter count", "tokens": "tokens", "flops": "FLOPs", "unique_tokens": "unique tokens"}

@@ -17,7 +17,6 @@ from analysis.intervals import prediction_intervals
 from analysis.laws import AXES, LAWS, Law, law_named
 from analysis.noise import Noise
 from analysis.optimum import Optimum
-from analysis.points import Excluded, Point, Points
 from analysis.result import (
     LEVELS,
     Candidate,
@@ -28,6 +27,7 @@ from analysis.result import (
     dumps,
     to_json,
 )
+from analysis.rows import Excluded, Point, Points
 from analysis.sensitivity import sensitivity_rows
 from gopher.errors import UsageError, did_you_mean
 

@@ -12,7 +12,7 @@ from analysis.bootstrap import resample
 from analysis.estimate import Estimate, estimate
 from analysis.intervals import prediction_intervals
 from analysis.laws import Law, law_named
-from analysis.points import Array, Points
+from analysis.rows import Array, Points
 
 MAX_GROUPS = 24  # more distinct rungs than this are cut into bins of the size axis
 HOLDOUT_RESAMPLES = 300  # for the intervals of studies with many points

@@ -15,7 +15,7 @@ from analysis.estimate import Estimate, design_of
 from analysis.laws import named
 from analysis.objective import Model, model_of
 from analysis.optimum import minimise
-from analysis.points import Array
+from analysis.rows import Array
 
 COLLINEAR = 0.1  # spread of ln D about its line on ln N below which the two cannot be told apart (10 %)
 VANISHING = 1e-3  # largest share of the loss below which a term is absent

@@ -17,7 +17,7 @@ from analysis.estimate import Estimate
 from analysis.laws import Law, natural
 from analysis.objective import model_of
 from analysis.optimum import minimise
-from analysis.points import Array
+from analysis.rows import Array
 
 CURVE_WEIGHT = 1e8  # a target weight so large that the trial value is the curve itself
 GRID = (

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from analysis.points import Array
+from analysis.rows import Array
 from gopher.errors import UsageError, did_you_mean
 
 AXES = ("params", "tokens", "flops")

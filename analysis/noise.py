@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.points import Array
+from analysis.rows import Array
 
 
 @dataclass(frozen=True, kw_only=True)

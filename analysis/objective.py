@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from analysis.laws import CurveLaw, Law, SumLaw, feature, internal
-from analysis.points import Array
+from analysis.rows import Array
 
 
 def huber(residual: Array, delta: float | None) -> Array:

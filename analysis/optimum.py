@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 
 from analysis.laws import CurveLaw, Law, SumLaw, feature, named
 from analysis.objective import Model, SumModel
-from analysis.points import Array
+from analysis.rows import Array
 
 ANNEAL = (3e-2, 1e-2, 3e-3)  # Huber deltas on the way to the target: wide first, so that far starts see the data
 SAME = 1e-6  # relative difference below which two objectives are the same minimum

@@ -17,7 +17,7 @@ from analysis.identify import Profile, Verdict
 from analysis.intervals import prediction_intervals
 from analysis.noise import Noise
 from analysis.optimum import Optimum
-from analysis.points import Array, Excluded, Points
+from analysis.rows import Array, Excluded, Points
 from gopher.errors import UsageError
 
 LEVELS = (80, 95)

@@ -3,12 +3,23 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.points import Excluded, Point, RunFacts
+from analysis.rows import Excluded, Point
 
 EDGE_GRID = 3  # learning rates from which a best one at the edge shows that the grid missed the optimum
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What decides whether a run counts, beyond its numbers."""
+
+    state: str  # finished | running | failed | ...
+    reason: str
+    evaluation: str  # eval.version, empty when not tagged
+    started: int
 
 
 def keep_sound_runs(

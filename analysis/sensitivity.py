@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from analysis.estimate import Estimate, estimate
-from analysis.points import Points
+from analysis.rows import Points
 
 DELTAS = (1e-4, 1e-3, 1e-2, None)  # None: least squares
 DROPPED = (0.01, 0.02, 0.05)  # shares of the highest losses left out

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.points import Excluded, Point, Points
+from analysis.rows import Excluded, Point, Points
 from analysis.selection import best_learning_rates
 from gopher.errors import UsageError, did_you_mean
 
