@@ -29,15 +29,12 @@ def relative_attention(
     impl: str = "auto",
 ) -> torch.Tensor:
     """The attended values (B, H, T, d_head)."""
-    name = choose(impl, q)
-    if name == "chunked":
-        return Chunked.apply(q, k, v, r, u, v_bias, scale)
-    return IMPLEMENTATIONS[name](q, k, v, r, u, v_bias, scale)
+    return IMPLEMENTATIONS[choose(impl, q)](q, k, v, r, u, v_bias, scale)
 
 
 def choose(impl: str, q: torch.Tensor) -> str:
     """The implementation for this device and shape when `impl` is auto; `chunked` is the fastest measured on CPU."""
-    known = ("auto", "chunked", *IMPLEMENTATIONS)
+    known = ("auto", *IMPLEMENTATIONS)
     if impl not in known:
         raise UsageError(f"attention is '{impl}'{did_you_mean(impl, known)}; use one of {', '.join(known)}")
     return "chunked" if impl == "auto" else impl
@@ -82,12 +79,27 @@ def sdpa_bias(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float)
     return F.scaled_dot_product_attention(q + u[:, None], k, v, attn_mask=mask, scale=scale)
 
 
-IMPLEMENTATIONS: dict[str, Any] = {"reference": reference, "sdpa_bias": sdpa_bias}
-
-
 def descending(r: torch.Tensor) -> torch.Tensor:
     """(H, T + 1, d_head): distances T-1 .. 0, then one row of zeros."""
     return F.pad(r.flip(1), (0, 0, 0, 1))
+
+
+def chunked(
+    q: Any,
+    k: Any,
+    v: Any,
+    r: Any,
+    u: Any,
+    v_bias: Any,
+    scale: float,
+    rows: int = QUERY_ROWS,
+    keep_bytes: int = KEEP_BYTES,
+) -> torch.Tensor:
+    """By blocks of `rows` queries; probabilities above `keep_bytes` are computed again in the backward pass."""
+    return Chunked.apply(q, k, v, r, u, v_bias, scale, rows, keep_bytes)
+
+
+IMPLEMENTATIONS: dict[str, Any] = {"reference": reference, "sdpa_bias": sdpa_bias, "chunked": chunked}
 
 
 class Chunked(torch.autograd.Function):
@@ -99,20 +111,22 @@ class Chunked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float, rows: int, keep: int
+    ) -> torch.Tensor:
         batch, n_heads, length, width = q.shape
         scaled = q.transpose(0, 1) * scale
         query_u, query_v = scaled + (u * scale)[:, None, None], scaled + (v_bias * scale)[:, None, None]
         keys, values = (x.transpose(0, 1).reshape(-1, length, width) for x in (k, v))
         table = descending(r)
-        keep = any(ctx.needs_input_grad) and n_heads * batch * length * length * q.itemsize <= KEEP_BYTES
+        keeping = any(ctx.needs_input_grad) and n_heads * batch * length * length * q.itemsize <= keep
         outputs, kept = [], []
-        for rows in blocks(length):
-            weights = probabilities(query_u, query_v, keys, table, rows).to(q.dtype)
-            outputs.append(torch.bmm(weights, values[:, : rows.stop]))
-            kept += [weights] if keep else []
+        for block in blocks(length, rows):
+            weights = probabilities(query_u, query_v, keys, table, block).to(q.dtype)
+            outputs.append(torch.bmm(weights, values[:, : block.stop]))
+            kept += [weights] if keeping else []
         ctx.save_for_backward(query_u, query_v, keys, values, table, *kept)
-        ctx.scale = scale
+        ctx.scale, ctx.rows = scale, rows
         return joined(outputs).view(n_heads, batch, length, width).transpose(0, 1)
 
     @staticmethod
@@ -122,47 +136,59 @@ class Chunked(torch.autograd.Function):
         grad_out = grad_out.transpose(0, 1).reshape(-1, length, width)
         grad_keys, grad_values, grad_table = (torch.zeros_like(x) for x in (keys, values, table))
         grads_u, grads_v = [], []
-        for i, rows in enumerate(blocks(length)):
-            count, seen = rows.stop - rows.start, rows.stop
-            weights = kept[i] if kept else probabilities(query_u, query_v, keys, table, rows).to(keys.dtype)
-            grad = grad_out[:, rows]
+        for i, block in enumerate(blocks(length, ctx.rows)):
+            count, seen = block.stop - block.start, block.stop
+            weights = kept[i] if kept else probabilities(query_u, query_v, keys, table, block).to(keys.dtype)
+            grad = grad_out[:, block]
             grad_values[:, :seen] += torch.bmm(weights.transpose(1, 2), grad)
             grad_weights = torch.bmm(grad, values[:, :seen].transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             grads_u.append(torch.bmm(grad_scores, keys[:, :seen]))
-            grad_keys[:, :seen] += torch.bmm(grad_scores.transpose(1, 2), query_u[:, :, rows].reshape(-1, count, width))
+            grad_keys[:, :seen] += torch.bmm(
+                grad_scores.transpose(1, 2), query_u[:, :, block].reshape(-1, count, width)
+            )
             unshifted = grad_scores.new_zeros(n_heads * batch, count * (seen + 1))
             shifted_view(unshifted, count, seen).copy_(grad_scores)
             unshifted = unshifted.view(n_heads, batch * count, seen + 1)
             grads_v.append(torch.bmm(unshifted, table[:, length - seen :]).view(-1, count, width))
             grad_table[:, length - seen :] += torch.bmm(
-                unshifted.transpose(1, 2), query_v[:, :, rows].reshape(n_heads, -1, width)
+                unshifted.transpose(1, 2), query_v[:, :, block].reshape(n_heads, -1, width)
             )
         grad_u, grad_v = (joined(grads).view(query_u.shape).mul_(ctx.scale) for grads in (grads_u, grads_v))
         grad_k, grad_w = (x.view(query_u.shape).transpose(0, 1) for x in (grad_keys, grad_values))
         grad_r = grad_table[:, :length].flip(1)
-        return (grad_u + grad_v).transpose(0, 1), grad_k, grad_w, grad_r, grad_u.sum((1, 2)), grad_v.sum((1, 2)), None
+        return (
+            (grad_u + grad_v).transpose(0, 1),
+            grad_k,
+            grad_w,
+            grad_r,
+            grad_u.sum((1, 2)),
+            grad_v.sum((1, 2)),
+            None,
+            None,
+            None,
+        )
 
 
-def blocks(length: int) -> list[slice]:
-    return [slice(begin, min(begin + QUERY_ROWS, length)) for begin in range(0, length, QUERY_ROWS)]
+def blocks(length: int, rows: int) -> list[slice]:
+    return [slice(begin, min(begin + rows, length)) for begin in range(0, length, rows)]
 
 
 def joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def probabilities(query_u: Any, query_v: Any, keys: Any, table: Any, rows: slice) -> torch.Tensor:
-    """Softmax of one block of rows over the keys it sees, (H * B, rows, rows.stop), at least float32."""
+def probabilities(query_u: Any, query_v: Any, keys: Any, table: Any, block: slice) -> torch.Tensor:
+    """Softmax of one block of rows over the keys it sees, (H * B, queries, keys), at least float32."""
     n_heads, batch, length, width = query_u.shape
-    count, seen = rows.stop - rows.start, rows.stop
-    position = product(query_v[:, :, rows].reshape(n_heads, -1, width), table[:, length - seen :].transpose(1, 2))
+    count, seen = block.stop - block.start, block.stop
+    position = product(query_v[:, :, block].reshape(n_heads, -1, width), table[:, length - seen :].transpose(1, 2))
     # Masking by addition makes the shifted view contiguous in the same pass: on CPU a product added in place to a
     # strided view runs as a loop of single products, and filling by a broadcast mask costs as much as the softmax.
     scores = shifted_view(position.view(n_heads * batch, -1), count, seen) + causal_mask(
         count, seen, position.dtype, position.device
     )
-    queries, keys = query_u[:, :, rows].reshape(-1, count, width), keys[:, :seen].transpose(1, 2)
+    queries, keys = query_u[:, :, block].reshape(-1, count, width), keys[:, :seen].transpose(1, 2)
     scores = scores.baddbmm_(queries, keys) if queries.dtype == scores.dtype else scores.add_(product(queries, keys))
     return torch.softmax(scores, dim=-1)
 

@@ -1,0 +1,139 @@
+"""Proves: the schedule hits its published ends, Adam is Adam, and neither it nor rounding depends on the cut.
+
+Compared with torch.optim.AdamW; shards of every size give the same bits; bfloat16 parameters with stochastic rounding
+follow updates far below their resolution.
+"""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from studies import demo_spec
+
+from gopher.draws import bits, fill_normal, stream_key
+from gopher.optim import Adam, Part, clip_scale, learning_rate, stochastic_bfloat16
+from gopher.spec import OptimSpec, PrecisionSpec, RunSpec
+
+torch.set_num_threads(1)
+NARROW = PrecisionSpec(parameters="bfloat16", compute="bfloat16", stochastic_rounding=True)
+
+
+def adam_on(values: torch.Tensor, run: RunSpec, start: int = 0) -> tuple[Adam, torch.nn.Parameter]:
+    parameter = torch.nn.Parameter(values.clone())
+    return Adam([Part(name="w", parameter=parameter, local=parameter.detach(), start=start)], run), parameter
+
+
+def gradient(step: int, count: int) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(step))
+
+
+def test_learning_rate_ends() -> None:
+    optim = OptimSpec(lr=2e-3, warmup_steps=10)
+    rates = [learning_rate(optim, step, 100) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(1e-7 + (2e-3 - 1e-7) / 10)
+    assert rates[9] == max(rates) == 2e-3
+    assert rates[54] == pytest.approx(2e-3 * 0.55)
+    assert rates[99] == pytest.approx(2e-4, rel=1e-12) and rates[99] == min(rates[9:])
+    assert learning_rate(OptimSpec(lr=1e-3, warmup_steps=0), 1, 1) == pytest.approx(1e-4)
+
+
+@given(st.integers(0, 50), st.integers(1, 400), st.floats(0.01, 1.0))
+def test_learning_rate_rises_then_falls(warmup: int, rest: int, floor: float) -> None:
+    optim = OptimSpec(lr=1e-2, warmup_steps=warmup, final_lr_fraction=floor)
+    rates = [learning_rate(optim, step, warmup + rest) for step in range(1, warmup + rest + 1)]
+    peak = max(0, warmup - 1)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] == pytest.approx(floor * 1e-2)
+
+
+def test_adam_equals_torch() -> None:
+    run = demo_spec()
+    adam, parameter = adam_on(torch.ones(1000), run)
+    theirs = torch.nn.Parameter(torch.ones(1000))
+    reference = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0)
+    for step in range(1, 30):
+        parameter.grad, theirs.grad = gradient(step, 1000), 0.5 * gradient(step, 1000)
+        adam.step(step, 1e-2, scale=0.5)
+        reference.step()
+    torch.testing.assert_close(parameter, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [PrecisionSpec(), NARROW])
+@pytest.mark.parametrize("size", [1, 3, 17, 33, 250, 999])
+def test_shards_of_any_size_give_the_same_bits(size: int, precision: PrecisionSpec) -> None:
+    run = dataclasses.replace(demo_spec(), precision=precision)
+    values = gradient(0, 1000).to(torch.bfloat16 if precision.stochastic_rounding else torch.float32)
+    whole, parameter = adam_on(values, run)
+    shards = [adam_on(part, run, start=i * size) for i, part in enumerate(values.split(size))]
+    for step in range(1, 6):
+        parameter.grad = gradient(step, 1000).to(values.dtype)
+        whole.step(step, 1e-2, 0.7)
+        for (adam, piece), grad in zip(shards, parameter.grad.split(size), strict=True):
+            piece.grad = grad
+            adam.step(step, 1e-2, 0.7)
+    assert torch.equal(torch.cat([piece for _, piece in shards]), parameter)
+
+
+def test_norm_is_over_all_gradients_in_float64() -> None:
+    adam, parameter = adam_on(torch.zeros(1000), demo_spec())
+    parameter.grad = gradient(1, 1000)
+    assert adam.squared_norm().item() == pytest.approx(parameter.grad.double().square().sum().item(), rel=1e-14)
+    assert clip_scale(0.5, 1.0) == 1.0 and clip_scale(4.0, 1.0) == 0.25
+
+
+def test_bfloat16_parameters_follow_updates_below_their_resolution() -> None:
+    """40 updates of 1e-4 from 1.0, where neighbours are 0.0039 apart: plain rounding would stay at 1."""
+    run = dataclasses.replace(demo_spec(), precision=NARROW)
+    adam, parameter = adam_on(torch.ones(8192, dtype=torch.bfloat16), run)
+    for step in range(1, 41):
+        parameter.grad = torch.ones(8192, dtype=torch.bfloat16)
+        adam.step(step, 1e-4, 1.0)
+    assert parameter.float().mean().item() == pytest.approx(0.996, abs=4e-4)  # 6 standard errors
+
+
+@settings(deadline=None)
+@given(st.floats(allow_nan=False, width=32), st.integers(0, 2**63))
+def test_rounding_goes_to_a_neighbour(value: float, key: int) -> None:
+    exact = torch.full((64,), value)
+    rounded = stochastic_bfloat16(exact, key, 0).double()
+    nearest = exact.bfloat16().double()
+    if math.isinf(nearest[0].item()) or torch.equal(nearest, exact.double()):
+        assert torch.equal(rounded, nearest) or math.isinf(nearest[0].item())
+    else:
+        step = max(abs(value) * 2**-7, 2**-133)
+        assert ((rounded - value).abs() < step).all()
+
+
+def test_rounding_keeps_the_mean_and_what_is_not_finite() -> None:
+    rounded = stochastic_bfloat16(torch.full((1 << 16,), 1 + 1 / 512), stream_key(1), 0).double()
+    assert set(rounded.tolist()) == {1.0, 1 + 1 / 128}
+    assert rounded.mean().item() == pytest.approx(1 + 1 / 512, abs=7e-5)  # 5 standard errors
+    kept = stochastic_bfloat16(torch.tensor([math.inf, -math.inf, math.nan, 0.0]), 7, 0)
+    assert kept[:2].tolist() == [math.inf, -math.inf] and kept[2].isnan() and kept[3] == 0
+
+
+def test_draws_are_those_of_splitmix64() -> None:
+    """The published test vector of seed 1234567 (Vigna, splitmix64.c)."""
+    unsigned = [x % 2**64 for x in bits(1234567, 0, 5).tolist()]
+    assert unsigned == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+def test_draws_are_uniform_and_normal() -> None:
+    high = (bits(stream_key("a"), 0, 1 << 16) >> 60) & 15
+    counts = torch.bincount(high, minlength=16).double()
+    assert ((counts - 4096) ** 2 / 4096).sum() < 40  # chi-squared, 15 degrees of freedom, p = 5e-4
+    out = torch.empty(1 << 16, dtype=torch.float64)
+    fill_normal(out, stream_key("b"), std=2.0)
+    assert out.mean().abs() < 0.04 and out.std().item() == pytest.approx(2, rel=0.015)
+    assert (out / 2).pow(4).mean().item() == pytest.approx(3, rel=0.07)
+    assert stream_key(1, "2") != stream_key("1", 2) != stream_key(12)
