@@ -90,7 +90,9 @@ def restore(folder: Path, adam: Adam, run_key: str) -> int:
         raise GopherError(
             f"{path} belongs to run {marker['run']}, not to {run_key}; move it away or use another output folder"
         )
-    load_shards(tensors(adam), storage_reader=SafeReader(path))
+    reader = SafeReader(path)
+    reader.read_metadata()  # here, because torch's loader would bury a refusal under a fallback
+    load_shards(tensors(adam), storage_reader=reader)
     return int(marker["step"])
 
 

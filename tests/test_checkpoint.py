@@ -1,0 +1,178 @@
+"""Proves: a checkpoint is whole or absent, damaged ones are passed over, and reading one runs no code.
+
+A torn, truncated or flipped file falls back to the checkpoint before it; a failed write leaves the older ones alone;
+any number of ranks reads what another number wrote, bit by bit (2 and 3 real processes).
+"""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import on_ranks
+from studies import demo_spec
+
+from gopher.checkpoint import MARKER, newest_complete, restore, save, steps_in
+from gopher.errors import GopherError
+from gopher.optim import Adam
+from gopher.shard import build, like, parts, process_group
+from gopher.spec import Placement
+
+torch.set_num_threads(1)
+RUN, PLACEMENT = demo_spec(), Placement(data_dir="unused")
+
+
+def state(seed: int = 0) -> Adam:
+    """A sharded model and optimizer with recognisable moments."""
+    adam = Adam(parts(build(demo_spec(seed=seed), PLACEMENT)), RUN)
+    for part, mean, square in zip(adam.parts, adam.mean, adam.square, strict=True):
+        mean.copy_(part.local + 1)
+        square.copy_(part.local * 2)
+    return adam
+
+
+def whole(adam: Adam) -> list[torch.Tensor]:
+    """Every tensor of the state as all ranks together hold it."""
+    triples = zip(adam.parts, adam.mean, adam.square, strict=True)
+    tensors = [like(part.parameter, x) for part, *moments in triples for x in (part.local, *moments)]
+    return [x.full_tensor().clone() for x in tensors]  # type: ignore[attr-defined]
+
+
+def test_round_trip_into_another_state(tmp_path: Path) -> None:
+    with process_group("cpu"):
+        written, other = state(seed=0), state(seed=1)
+        save(tmp_path, 20, written, RUN.key, keep=2)
+        assert restore(tmp_path, other, RUN.key) == 20
+        assert all(torch.equal(a, b) for a, b in zip(whole(written), whole(other), strict=True))
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    with process_group("cpu"):
+        assert restore(tmp_path / "absent", state(), RUN.key) == 0
+
+
+def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
+    with process_group("cpu"):
+        adam = state()
+        (tmp_path / ".0000000003.part").mkdir()
+        for step in (5, 10, 15):
+            save(tmp_path, step, adam, RUN.key, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0000000010", "0000000015"]
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "marker", "index"])
+def test_a_damaged_checkpoint_is_passed_over(harm: str, tmp_path: Path) -> None:
+    with process_group("cpu"):
+        written, other = state(seed=0), state(seed=1)
+        save(tmp_path, 5, written, RUN.key, keep=2)
+        newest = save(tmp_path, 10, written, RUN.key, keep=2)
+        shard = newest / "__0_0.distcp"
+        if harm == "truncate":
+            os.truncate(shard, shard.stat().st_size - 100)
+        elif harm == "flip":
+            content = bytearray(shard.read_bytes())
+            content[len(content) // 2] ^= 1
+            shard.write_bytes(content)
+        elif harm == "remove":
+            shard.unlink()
+        elif harm == "marker":
+            (newest / MARKER).write_text("{")
+        else:
+            (newest / ".metadata").write_bytes(b"")
+        with pytest.warns(UserWarning, match="0000000010 is damaged .* using the checkpoint before it"):
+            assert restore(tmp_path, other, RUN.key) == 5
+        assert all(torch.equal(a, b) for a, b in zip(whole(written), whole(other), strict=True))
+
+
+def test_an_unfinished_write_is_no_checkpoint(tmp_path: Path) -> None:
+    """A folder without its marker, under its part name or its final one, is never taken."""
+    with process_group("cpu"):
+        made = save(tmp_path, 5, state(), RUN.key, keep=2)
+        shutil.copytree(made, tmp_path / ".0000000009.part")
+        shutil.copytree(made, tmp_path / "0000000008")
+        (tmp_path / "0000000008" / MARKER).unlink()
+        with pytest.warns(UserWarning, match=f"{MARKER} is missing"):
+            assert newest_complete(tmp_path) == made
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full to stand for a full disk")
+def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path: Path) -> None:
+    with process_group("cpu"):
+        adam = state()
+        made = save(tmp_path, 5, adam, RUN.key, keep=2)
+        part = tmp_path / ".0000000010.part"
+
+        class FullDisk(Adam):
+            """Puts /dev/full where the shard file will be opened, after leftovers were removed."""
+
+            @property
+            def parts(self):  # type: ignore[no-untyped-def]
+                part.mkdir(exist_ok=True)
+                if not (part / "__0_0.distcp").is_symlink():
+                    (part / "__0_0.distcp").symlink_to("/dev/full")
+                return self._parts
+
+            @parts.setter
+            def parts(self, value):  # type: ignore[no-untyped-def]
+                self._parts = value
+
+        full = FullDisk(adam.parts, RUN)
+        with pytest.raises(GopherError, match="step 10 could not be written .*No space left.* free some space"):
+            save(tmp_path, 10, full, RUN.key, keep=2)
+        assert not part.exists() and newest_complete(tmp_path) == made
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    with process_group("cpu"):
+        adam = state()
+        save(tmp_path, 5, adam, "another_run", keep=2)
+        with pytest.raises(GopherError, match=f"belongs to run another_run, not to {RUN.key}"):
+            restore(tmp_path, adam, RUN.key)
+
+
+def test_reading_runs_no_code(tmp_path: Path) -> None:
+    """An index that would call os.mkdir when unpickled, with honest checksums, is refused and nothing is called."""
+
+    class Trap:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    with process_group("cpu"):
+        adam = state()
+        made = save(tmp_path, 5, adam, RUN.key, keep=2)
+        (made / ".metadata").write_bytes(pickle.dumps(Trap()))
+        forge_marker(made)
+        with pytest.raises(GopherError, match=r"names posix\.mkdir"):
+            restore(tmp_path, adam, RUN.key)
+    assert not (tmp_path / "ran").exists()
+
+
+def forge_marker(folder: Path) -> None:
+    from gopher.checkpoint import fingerprint
+
+    marker = json.loads((folder / MARKER).read_text())
+    marker["files"] = {name: fingerprint(folder / name) for name in marker["files"]}
+    (folder / MARKER).write_text(json.dumps(marker))
+
+
+def write(rank: int, folder: str) -> None:
+    save(Path(folder), 7, state(seed=0), RUN.key, keep=2)
+
+
+def read(rank: int, folder: str) -> None:
+    adam = state(seed=1)
+    assert restore(Path(folder), adam, RUN.key) == 7
+    expected = torch.load(Path(folder) / "expected.pt")
+    assert all(torch.equal(a, b) for a, b in zip(whole(adam), expected, strict=True))
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(2, 3), (3, 1), (1, 2)])
+def test_other_numbers_of_ranks_read_the_same_bits(writers: int, readers: int, tmp_path: Path) -> None:
+    with process_group("cpu"):
+        torch.save(whole(state(seed=0)), tmp_path / "expected.pt")
+    on_ranks(writers, write, str(tmp_path))
+    assert len(list(steps_in(tmp_path)[-1].glob("*.distcp"))) == writers
+    on_ranks(readers, read, str(tmp_path))
