@@ -1,0 +1,313 @@
+"""Pictures of how good a fit is: hold-outs, seed spread, residuals, parameter profiles, bootstrap clouds."""
+
+from typing import Any
+
+import numpy as np
+
+from analysis.drawing import (
+    LAW,
+    MEASURED,
+    MUTED,
+    PREDICTED,
+    Figure,
+    Table,
+    finish,
+    label,
+    padded,
+    sheet,
+    size_axis,
+    spread,
+    value_axis,
+)
+from analysis.fit import FitResult, HoldOut
+from analysis.numbers import count, fixed, interval, known, listed, number, percent, plural, power_of_ten, rung_name, with_interval
+from analysis.points import Array, Point
+from analysis.words import axis_words, convention, law_words, symbol
+
+DOTS = 500  # of a bootstrap cloud that are drawn; all enter the numbers
+OTHER_MARKS = ("s", "x", "+", "^", "1")
+
+
+def size_of(fit: FitResult) -> tuple[Array, str]:
+    """What orders the points along a figure: parameters, else tokens, else FLOPs; and its name."""
+    inputs = fit.points.inputs(fit.parameters.removeprefix("params_"))
+    for axis in ("params", "flops", "tokens"):
+        if np.isfinite(inputs[axis]).all():
+            return inputs[axis], axis
+    return np.arange(1.0, len(fit.points) + 1), "params"
+
+
+# ------------------------------------------------------------------------------------------------ hold-outs
+
+
+def holdouts(fit: FitResult) -> Figure | None:
+    """Error of predicting each of the largest rungs from smaller ones: the law, the laws that were not chosen, naive predictions."""
+    held = [h for h in fit.holdout if h.law == fit.law]
+    if not held:
+        return None
+    title = "Predicting rungs from smaller ones"
+    others = [other_percent(h, fit) for h in held]
+    errors = [v for h, o in zip(held, others, strict=True) for v in (h.error_percent, *interval_percent(h), *o.values())]
+    names = list(dict.fromkeys(name for o in others for name in o))
+    with sheet(title, height=95 + 16 * len(names) + 36 * len(held)) as (page, ax):
+        value_axis(ax.xaxis, *padded([*errors, 0.0], 0.08, log=False), "prediction against measurement, %", most=7)
+        ax.axvline(0, color=MUTED, lw=1)
+        for i, (h, other) in enumerate(zip(held, others, strict=True)):
+            ends = interval_percent(h)
+            if ends:
+                ax.plot(ends, [i, i], color=PREDICTED, lw=2.2, solid_capstyle="butt", zorder=3, label="95 % interval" if i == 0 else None)
+            ax.plot([h.error_percent], [i], "D", color=PREDICTED, ms=6.5, zorder=5, label=law_words(h.law) if i == 0 else None)
+            for k, name in enumerate(names):
+                at = [other[name]] if name in other else []
+                marker = OTHER_MARKS[k % len(OTHER_MARKS)]
+                ax.plot(at, [i] * len(at), marker, color=LAW, mfc="none", ms=7, mew=1.5, zorder=4, label=law_words(name) if i == 0 else None)
+        ax.set(ylim=(len(held) - 0.5, -0.6))
+        ax.set_yticks(range(len(held)), [held_name(h) for h in held])
+        ax.grid(False, axis="y")
+        page.legend(loc="outside lower left", ncols=1 if any(len(law_words(n)) > 24 for n in (*names, fit.law)) else 2)
+    header = ("rung", "from", "measured", "predicted [95 %]", "error", "inside", "distance", *(law_words(n) for n in names))
+    rows = tuple((*holdout_row(h), *(percent(o.get(n), True) for n in names)) for h, o in zip(held, others, strict=True))
+    alt = "Prediction errors of the largest rungs. " + " ".join(
+        f"{rung_name(h.rung)} from {h.fitted_rungs} smaller rungs: {percent(h.error_percent, True)}"
+        + (f", 95 % interval {interval(*interval_percent(h))} %." if h.interval95 else ", no interval.")
+        for h in held
+    )
+    caption = (
+        "Diamond: the law fitted to smaller rungs only. Zero is what was measured, so the interval should contain it. "
+        "Other marks: laws that were not chosen and naive predictions to beat."
+    )
+    return finish(page, "holdout", title, alt, caption, Table(header=header, rows=rows))
+
+
+def held_name(h: HoldOut) -> str:
+    name = rung_name(h.rung)
+    return f"{name}{chr(10) if len(name) > 10 else ' '}from {h.fitted_rungs}"
+
+
+def other_percent(h: HoldOut, fit: FitResult) -> dict[str, float]:
+    """Error in percent of every other prediction of the same rung from the same smaller ones, by name."""
+    rivals = {r.law: r.predicted for r in fit.holdout if r.law != h.law and (r.rung, r.fitted_rungs) == (h.rung, h.fitted_rungs)}
+    naive = {n: v for n, v in h.baselines.items() if known(v) and not any(abs(v / q - 1) < 1e-6 for q in (h.predicted, *rivals.values()))}
+    return {name: 100 * (value / h.actual - 1) for name, value in (rivals | naive).items()}
+
+
+def interval_percent(h: HoldOut) -> tuple[float, ...]:
+    return tuple(100 * (end / h.actual - 1) for end in h.interval95) if h.interval95 else ()
+
+
+def inside(h: HoldOut) -> bool | None:
+    """Whether the 95 % interval holds what was measured; None without an interval."""
+    return None if h.interval95 is None else h.interval95[0] <= h.actual <= h.interval95[1]
+
+
+def holdout_row(h: HoldOut) -> tuple[str, ...]:
+    verdict = {True: "yes", False: "NO", None: "no interval"}[inside(h)]
+    guess = with_interval(h.predicted, *(h.interval95 or (None, None)))
+    return (rung_name(h.rung), f"{h.fitted_rungs} rungs", number(h.actual), guess, percent(h.error_percent, True), verdict, f"{fixed(h.decades, 2)} decades")
+
+
+# ------------------------------------------------------------------------------------------------ seeds and residuals
+
+
+def seeds(fit: FitResult) -> Figure | None:
+    """Each run's loss relative to its rung's mean, for rungs with two seeds or more."""
+    rungs = fit.points.rungs(fit.parameters.removeprefix("params_"))
+    loss = fit.points.column("loss")
+    groups = {name: rows for name, rows in rungs.items() if len(rows) > 1}
+    if not groups or len(groups) > 14 or fit.noise is None or fit.noise.seed_sd_log is None:
+        return None
+    off = {name: 100 * (np.log(loss[rows]) - np.log(loss[rows]).mean()) for name, rows in groups.items()}
+    sd = 100 * fit.noise.seed_sd_log
+    title = "Spread between seeds"
+    with sheet(title, height=270) as (page, ax):
+        limit = max(1.25 * max(float(np.abs(v).max()) for v in off.values()), 1.5 * sd, 1e-6)
+        value_axis(ax.yaxis, -limit, limit, "loss against rung mean, %")
+        ax.axhspan(-sd, sd, color=MEASURED, alpha=0.12, linewidth=0)
+        ax.axhline(0, color=MUTED, lw=1)
+        for i, values in enumerate(off.values()):
+            ax.plot(np.full(len(values), float(i)), values, "o", mfc="none", mec=MEASURED, ms=7, mew=1.4)
+        ax.set(xlim=(-0.6, len(off) - 0.4))
+        ax.set_xticks(range(len(off)), [f"{rung_name(name)}\n{plural(len(v), 'run')}" for name, v in off.items()])
+        ax.grid(False, axis="x")
+        label(ax, len(off) - 0.4, sd, f"pooled ±{percent(sd)}", dx=-4, dy=8, ha="right", color=MUTED)
+    rows = tuple(
+        (rung_name(name), str(len(v)), number(float(np.exp(np.log(loss[groups[name]]).mean()))), percent(float(np.std(v, ddof=1))), percent(float(np.ptp(v))))
+        for name, v in off.items()
+    )
+    single = [rung_name(name) for name in rungs if name not in groups]
+    dof = fit.noise.seed_dof
+    caption = f"Band: one pooled standard deviation, {percent(sd)} from {plural(dof, 'degree')} of freedom."
+    caption += f" {listed(single)} {'has' if len(single) == 1 else 'have'} one run each and say nothing about seeds." if single else ""
+    alt = f"Spread between seeds: pooled standard deviation {percent(sd)} of the loss. " + "; ".join(f"{r[0]}: {r[1]} runs, {r[3]}" for r in rows) + "."
+    return finish(page, "seed_spread", title, alt, caption, Table(header=("rung", "runs", "mean loss", "standard deviation", "range"), rows=rows))
+
+
+def residuals(fit: FitResult) -> Figure | None:
+    """Distance of every run from the law in percent, against size."""
+    if len(fit.fitted) != len(fit.points) or len(fit.points) < 3:
+        return None
+    x, axis = size_of(fit)
+    off = 100 * (np.log(fit.points.column("loss")) - np.log(fit.fitted))
+    sd = 100 * fit.noise.residual_sd_log if fit.noise and fit.noise.residual_sd_log else None
+    title = "Residuals"
+    with sheet(title, height=270) as (page, ax):
+        size_axis(ax.xaxis, *padded(x, 0.08), axis_words(axis, fit.parameters), powers=axis == "flops", most=5)
+        limit = 1.15 * max(float(np.abs(off).max()), sd or 0.0, 1e-6)
+        value_axis(ax.yaxis, -limit, limit, "measured against law, %")
+        if sd:
+            ax.axhspan(-sd, sd, color=LAW, alpha=0.09, linewidth=0)
+        ax.axhline(0, color=LAW, lw=1)
+        many = len(off) > 60
+        ax.plot(x, off, "o", mfc="none", mec=MEASURED, ms=4 if many else 6.5, mew=0.8 if many else 1.4)
+        named = worst(off, 3)
+        heights = spread([float(off[i]) for i in named], 0.13 * limit)
+        for i, height in zip(named, heights, strict=True):
+            right = x[i] < np.sqrt(x.min() * x.max())
+            label(ax, float(x[i]), height, run_words(fit.points.rows[i]), dx=7 if right else -7, ha="left" if right else "right", color=MUTED)
+    order = worst(off, 8)
+    rows = tuple((fit.points.rows[i].run_id, rung_name(fit.points.rows[i].rung), count(x[i]) if axis != "flops" else power_of_ten(x[i]), percent(float(off[i]), True)) for i in order)
+    caption = "Above zero: worse than the law." + (f" Band: one residual standard deviation, {percent(sd)}." if sd else " Too few degrees of freedom for a residual scatter.")
+    caption += f" The table names the {len(rows)} largest." if len(rows) < len(off) else ""
+    alt = f"Residuals of {len(off)} runs against {axis_words(axis, fit.parameters)}: between {percent(float(off.min()), True)} and {percent(float(off.max()), True)}, largest at {run_words(fit.points.rows[order[0]])}."
+    return finish(page, "residuals", title, alt, caption, Table(header=("run", "rung", axis_words(axis, fit.parameters), "residual"), rows=rows))
+
+
+def run_words(point: Point) -> str:
+    """A run in a few letters: rung and seed where it has one, else its id."""
+    return f"{rung_name(point.rung)} s{point.seed}" if point.seed is not None else point.run_id
+
+
+def worst(off: Array, most: int) -> list[int]:
+    """Row numbers of the largest residuals, largest first."""
+    return [int(i) for i in np.argsort(-np.abs(off), kind="stable")[:most]]
+
+
+# ------------------------------------------------------------------------------------------------ parameters
+
+
+def profiles(fit: FitResult) -> Figure | None:
+    """How much worse the fit becomes when one parameter is held elsewhere and all others follow."""
+    shown = [p for p in fit.profiles if len(p.values) > 2]
+    if not shown:
+        return None
+    title = "How well the data fix each parameter"
+    columns = 2 if len(shown) > 1 else 1
+    lines = -(-len(shown) // columns)
+    with sheet(title, height=60 + 150 * lines, rows=lines, columns=columns) as (page, axes):
+        axes = axes if isinstance(axes, list) else [axes]
+        for ax, profile in zip(axes, shown, strict=False):
+            draw_profile(ax, profile, fit.params.get(profile.parameter))
+        for ax in axes[len(shown) :]:
+            ax.set_visible(False)
+    rows = []
+    for profile in shown:
+        low, high = crossing(profile)
+        rows.append((symbol(profile.parameter), number(fit.params.get(profile.parameter)), low or "open", high or "open"))
+    open_ends = [f"{r[0]} ({'below' if r[2] == 'open' else 'above'})" for r in rows if "open" in r[2:]]
+    caption = "Objective above its minimum as that parameter is held and all others follow, with its 95 % limit (dashed). A curve that stays below it on one side leaves that side open."
+    alt = "Profiles of " + "; ".join(f"{r[0]}: {r[1]}, 95 % from {r[2]} to {r[3]}" for r in rows) + "."
+    caption += f" Open: {listed(open_ends)}." if open_ends else ""
+    return finish(page, "profiles", title, alt, caption, Table(header=("parameter", "estimate", "95 % from", "to"), rows=tuple(rows)))
+
+
+def draw_profile(ax: Any, profile: Any, estimate: float | None) -> None:
+    values, excess = np.array(profile.values), np.array(profile.excess)
+    top = 2.6 * profile.limit
+    allowed = values[excess <= profile.limit]
+    near, far = float(allowed.min()), float(allowed.max())
+    if near > 0 and far / near > 30:
+        size_axis(ax.xaxis, near / 2, far * 2, symbol(profile.parameter), powers=far > 1e6 or near < 1e-2, most=3)
+    else:
+        room = 0.7 * max(far - near, 0.02 * abs(far))
+        low, high = max(near - room, float(values.min())), min(far + room, float(values.max()))
+        value_axis(ax.xaxis, low, high, symbol(profile.parameter), most=4)
+    value_axis(ax.yaxis, 0.0, top, "deviance", most=4)
+    ax.axhline(profile.limit, color=PREDICTED, lw=1.2, dashes=(4, 2))
+    label(ax, ax.get_xlim()[1], profile.limit, "95 %", dx=-2, dy=8, ha="right", color=PREDICTED)
+    ax.plot(values, excess, color=LAW)
+    if known(estimate):
+        ax.axvline(estimate, color=MEASURED, lw=1.2)
+
+
+def crossing(profile: Any) -> tuple[str | None, str | None]:
+    """Where the profile passes its limit left and right of its minimum, interpolated; None where it never does."""
+    values, excess = np.array(profile.values), np.array(profile.excess)
+    order = np.argsort(values)
+    values, excess = values[order], excess[order]
+    bottom = int(np.argmin(excess))
+    ends: list[str | None] = []
+    for rows in (range(bottom, 0, -1), range(bottom, len(values) - 1)):
+        step = -1 if rows.step == -1 else 1
+        found = None
+        for i in rows:
+            a, b = excess[i], excess[i + step]
+            if a <= profile.limit < b:
+                found = number(float(values[i] + (values[i + step] - values[i]) * (profile.limit - a) / (b - a)), 3)
+                break
+        ends.append(found)
+    return ends[0], ends[1]
+
+
+def cloud(fit: FitResult) -> Figure | None:
+    """Bootstrap refits in the plane of the two parameters that trade off most."""
+    names = list(fit.params)
+    if fit.samples.ndim != 2 or len(fit.samples) < 50 or fit.samples.shape[1] != len(names) or len(names) < 2:
+        return None
+    first, second = pair(names)
+    a, b = fit.samples[:, names.index(first)], fit.samples[:, names.index(second)]
+    keep = np.isfinite(a) & np.isfinite(b)
+    a, b = a[keep], b[keep]
+    if len(a) < 50 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    title = f"Bootstrap of {symbol(first)} and {symbol(second)}"
+    limits = [central(v, est) for v, est in ((a, fit.params[first]), (b, fit.params[second]))]
+    with sheet(title, height=300) as (page, ax):
+        for axis, (low, high, log), name in ((ax.xaxis, limits[0], first), (ax.yaxis, limits[1], second)):
+            if log:
+                size_axis(axis, low, high, symbol(name), powers=high > 1e6 or low < 1e-2, most=4)
+            else:
+                value_axis(axis, low, high, symbol(name), most=5)
+        step = max(1, len(a) // DOTS)
+        ax.plot(a[::step], b[::step], "o", color=MEASURED, ms=3, alpha=0.35, mew=0)
+        for values, line in ((a, ax.axvline), (b, ax.axhline)):
+            for q in (2.5, 97.5):
+                line(float(np.percentile(values, q)), color=MUTED, lw=1, dashes=(4, 2))
+        ax.plot([fit.params[first]], [fit.params[second]], "P", color=PREDICTED, ms=9, mec="white", zorder=5)
+    correlation = float(np.corrcoef(a, b)[0, 1])
+    rows = tuple(
+        (symbol(n), number(fit.params[n]), *(with_percentiles(v, level) for level in (80, 95))) for n, v in ((first, a), (second, b))
+    )
+    seen = int(np.sum((a >= limits[0][0]) & (a <= limits[0][1]) & (b >= limits[1][0]) & (b <= limits[1][1])))
+    outside = f" {plural(len(a) - seen, 'refit')} {'lies' if len(a) - seen == 1 else 'lie'} outside the frame." if seen < len(a) else ""
+    caption = f"{len(a):,} refits ({fit.resampling}); plus: the fit; dashed: 2.5 % and 97.5 %. Correlation {fixed(correlation, 2)}: the two trade off.{outside}"
+    if abs(correlation) < 0.5:
+        caption = caption.replace(": the two trade off", "")
+    alt = f"Cloud of {len(a)} bootstrap refits of {symbol(first)} and {symbol(second)}, correlation {fixed(correlation, 2)}. " + "; ".join(
+        f"{r[0]} {r[1]}, 95 % {r[3]}" for r in rows
+    )
+    return finish(page, "bootstrap", title, alt + ".", caption, Table(header=("parameter", "estimate", "80 %", "95 %"), rows=rows))
+
+
+def pair(names: list[str]) -> tuple[str, str]:
+    """The pair to draw: both exponents, else exponent and floor, else the first two."""
+    for first, second in (("alpha", "beta"), ("alpha", "E"), ("eta", "E"), ("alpha", "A")):
+        if first in names and second in names:
+            return first, second
+    return names[0], names[1]
+
+
+def central(values: Array, estimate: float) -> tuple[float, float, bool]:
+    """Limits that hold the middle 99 % and the estimate, and whether the axis is logarithmic."""
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
+    low, high = min(low, estimate), max(high, estimate)
+    log = low > 0 and high / low > 30
+    return (*padded([low, high], 0.06, log=log), log)
+
+
+def with_percentiles(values: Array, level: int) -> str:
+    tail = (100 - level) / 2
+    return interval(*(float(v) for v in np.percentile(values, (tail, 100 - tail))))
+
+
+def parameters_words(fit: FitResult) -> str:
+    return convention(fit.parameters)

@@ -1,0 +1,419 @@
+"""Forecasts as objects: a prediction written down before its run, scored after it, and the record of all of them.
+
+A forecast is frozen from points that cannot contain its target: every run of the target's rung or size, or with one of its
+run keys, is kept out of the fit and named. The file holds everything the prediction rests on; its hash covers all but the
+outcome, so an edited forecast is refused when it is read. Nothing here talks to MLflow; the caller logs what it gets back.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.fit import FitResult, FitSettings, fit
+from analysis.laws import law_named
+from analysis.points import Excluded, Point, Points
+from gopher.errors import UsageError
+from gopher.identity import content_hash, short_key
+from gopher.record import write_atomic
+
+LEVELS = (50, 80, 95)
+SAME_SIZE = 0.005  # relative: two sizes closer than this are one rung, whatever it is called
+SIZES = ("params", "tokens", "flops")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is predicted: a rung by name, by size, or both. `params` is in the convention of the fit."""
+
+    rung: str | None = None
+    params: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+    run_keys: tuple[str, ...] = ()  # runs planned for it, when known
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedPoint:
+    """A run that the forecast rests on."""
+
+    run_id: str
+    rung: str
+    loss: float
+    seed: int | None = None
+    params: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+    mlflow_run: str | None = None
+    config_hash: str | None = None
+    data_hash: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptOut:
+    """A run of the target itself that was in the table and did not enter the fit."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One run of the target, as it came out."""
+
+    run_id: str
+    loss: float
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the target's runs gave: the geometric mean over them against the forecast."""
+
+    runs: tuple[Measured, ...]
+    actual: float
+    error_percent: float  # of the prediction: positive where it was too high
+    inside: Mapping[str, bool]  # "50", "80", "95"
+    scored_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """A frozen prediction. Everything but `outcome` and `earlier_outcomes` is covered by `sha256`."""
+
+    id: str  # first 12 digits of the hash of what was predicted from what, without the time
+    study: str
+    created_at: str  # UTC, ISO 8601
+    target: Target
+    mean: float
+    intervals: Mapping[str, tuple[float, float]]  # "50", "80", "95": of one new run
+    loss_name: str
+    law: str
+    x: str | None
+    parameters: str
+    params: Mapping[str, float]
+    objective: float
+    identified: bool
+    reasons: tuple[str, ...]
+    decades: float | None  # log10 distance of the target beyond the largest point, along the law's size axis
+    points: tuple[UsedPoint, ...]
+    points_sha256: str
+    kept_out: tuple[KeptOut, ...]
+    before_run: bool  # no run of the target was in the table: a forecast; otherwise a backtest
+    settings: Mapping[str, Any]
+    code: Mapping[str, str]  # commit, dirty, versions: whatever the caller knows
+    config_hash: str | None = None
+    sha256: str = ""
+    outcome: Outcome | None = None
+    earlier_outcomes: tuple[Outcome, ...] = field(default=())
+
+
+# ------------------------------------------------------------------------------------------------ freezing
+
+
+def freeze(
+    points: Points,
+    target: Target,
+    settings: FitSettings | None = None,
+    *,
+    study: str = "",
+    code: Mapping[str, str] | None = None,
+    config_hash: str | None = None,
+    now: datetime | None = None,
+) -> Forecast:
+    """The prediction for `target` from all other points, with everything it rests on. Nothing is written."""
+    settings = settings or FitSettings()
+    target = completed(target, points, settings.parameters)
+    kept, out = apart(points, target, settings.parameters)
+    result = fit(kept, replace(settings, targets=()))
+    inputs = law_inputs(result, target)
+    mean = float(np.asarray(result.predict(inputs)).ravel()[0])
+    forecast = Forecast(
+        id="",
+        study=study,
+        created_at=stamp(now),
+        target=target,
+        mean=mean,
+        intervals={str(level): ends(result, inputs, level) for level in LEVELS},
+        loss_name=kept.rows[0].loss_name,
+        law=result.law,
+        x=result.x,
+        parameters=result.parameters,
+        params={k: float(v) for k, v in result.params.items()},
+        objective=float(result.objective),
+        identified=result.verdict.identified,
+        reasons=result.verdict.reasons,
+        decades=distance(result, inputs),
+        points=tuple(used(p, result.parameters) for p in kept),
+        points_sha256=kept.sha256,
+        kept_out=tuple(KeptOut(run_id=e.run_id, reason=e.reason) for e in out),
+        before_run=not out,
+        settings=plain_settings(settings),
+        code=dict(code or {}),
+        config_hash=config_hash,
+    )
+    body = frozen_part(forecast)
+    forecast = replace(forecast, id=short_key({k: v for k, v in body.items() if k not in ("created_at", "id", "code")}))
+    return replace(forecast, sha256=content_hash(frozen_part(forecast)))
+
+
+def completed(target: Target, points: Points, parameters: str) -> Target:
+    """The target with sizes that its rung's own runs already show (sizes only, never their losses)."""
+    own = [p for p in points if (target.rung is not None and p.rung == target.rung) or p.run_id in target.run_keys]
+    sizes = {"params": points.parameter_column(parameters), "tokens": "tokens", "flops": "flops"}
+    found: dict[str, float] = {}
+    for name, column in sizes.items():
+        values = {getattr(p, column) for p in own} - {None}
+        if getattr(target, name) is None and len(values) == 1:
+            found[name] = float(values.pop())
+    target = replace(target, **found)
+    if all(getattr(target, name) is None for name in SIZES):
+        raise UsageError(
+            f"the forecast's target {target.rung or '(unnamed)'} has no size; give target.params, target.tokens or target.flops, "
+            "or plan the rung in the sweep"
+        )
+    return target
+
+
+def apart(points: Points, target: Target, parameters: str) -> tuple[Points, tuple[Excluded, ...]]:
+    """(points that may be fitted, the target's own runs with the reason each is kept out)."""
+    column = points.parameter_column(parameters)
+    reasons = [own_reason(p, target, column) for p in points]
+    out = tuple(
+        Excluded(run_id=p.run_id, rung=p.rung, seed=p.seed, reason=r) for p, r in zip(points, reasons, strict=True) if r is not None
+    )
+    kept = points.take(np.array([r is None for r in reasons], bool))
+    if len({p.rung for p in kept}) < 2:
+        raise UsageError(
+            f"the forecast's target {describe(target)} leaves {len(kept)} point(s) of {len({p.rung for p in kept})} rung(s) to fit; "
+            "a law needs at least 2 other rungs, so finish more of the sweep first"
+        )
+    return kept, out
+
+
+def own_reason(point: Point, target: Target, column: str) -> str | None:
+    """Why a point belongs to the target, or None when it does not: its key, its rung's name, its parameters, else its FLOPs or tokens."""
+    if point.run_id in target.run_keys or (point.mlflow_run is not None and point.mlflow_run in target.run_keys):
+        return "it is a run of the target"
+    if target.rung is not None and point.rung == target.rung:
+        return f"it is of the target's rung {target.rung}"
+    for name, attribute in (("params", column), ("flops", "flops"), ("tokens", "tokens")):
+        wanted, has = getattr(target, name), getattr(point, attribute)
+        if wanted is None:
+            continue
+        if has is not None and abs(has / wanted - 1) < SAME_SIZE:
+            return f"its {attribute} is the target's ({has:.4g})"
+        return None  # the first size that the target names decides
+    return None
+
+
+def law_inputs(result: FitResult, target: Target) -> dict[str, Any]:
+    """The target as the inputs of the fitted law."""
+    needed = law_named(result.law, result.x or "params").inputs
+    known = {name: getattr(target, name) for name in SIZES} | {"unique_tokens": target.tokens}
+    missing = [name for name in needed if known.get(name) is None]
+    if missing:
+        raise UsageError(
+            f"law {result.law} reads {' and '.join(missing)}, which the target {describe(target)} lacks; "
+            f"give target.{missing[0]} or another law"
+        )
+    return {name: np.array([float(known[name] or 0)]) for name in needed}
+
+
+def ends(result: FitResult, inputs: Mapping[str, Any], level: int) -> tuple[float, float]:
+    """The prediction interval of one new run; refused when the fit cannot give one, since a forecast without is no forecast."""
+    low, high = (float(np.asarray(v).ravel()[0]) for v in result.interval(inputs, level=level, noise=True))
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(
+            f"law {result.law} on {len(result.points)} points gives no {level} % interval at the target; "
+            "set bootstrap to 1000 or more and fit at least one rung more than the law has parameters"
+        )
+    return low, high
+
+
+def distance(result: FitResult, inputs: Mapping[str, Any]) -> float | None:
+    axis = result.x or ("flops" if "flops" in inputs else "params")
+    if axis not in inputs:
+        return None
+    largest = float(np.nanmax(result.points.inputs(result.parameters.removeprefix("params_"))[axis]))
+    return float(np.log10(float(inputs[axis][0]) / largest))
+
+
+def used(point: Point, column: str) -> UsedPoint:
+    return UsedPoint(
+        run_id=point.run_id,
+        rung=point.rung,
+        loss=point.loss,
+        seed=point.seed,
+        params=getattr(point, column),
+        tokens=point.tokens,
+        flops=point.flops,
+        mlflow_run=point.mlflow_run,
+        config_hash=point.config_hash,
+        data_hash=point.data_hash,
+    )
+
+
+def plain_settings(settings: FitSettings) -> dict[str, Any]:
+    kept = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name not in ("targets", "sensitivity")}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in kept.items()}
+
+
+def frozen_part(forecast: Forecast) -> dict[str, Any]:
+    body = asdict(forecast)
+    return {k: v for k, v in body.items() if k not in ("sha256", "outcome", "earlier_outcomes")}
+
+
+def stamp(now: datetime | None) -> str:
+    return (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
+
+
+def describe(target: Target) -> str:
+    sizes = ", ".join(f"{name} {getattr(target, name):.4g}" for name in SIZES if getattr(target, name) is not None)
+    return " ".join(filter(None, (target.rung, f"({sizes})" if sizes else ""))) or "(unnamed)"
+
+
+# ------------------------------------------------------------------------------------------------ scoring
+
+
+def score(forecast: Forecast, points: Points, now: datetime | None = None) -> Forecast:
+    """The forecast with its outcome once a run of the target is among `points`; unchanged when there is none or nothing new.
+
+    More seeds than at the last scoring replace the outcome and the former one is kept in `earlier_outcomes`.
+    """
+    runs = own_runs(forecast, points)
+    if not runs:
+        return forecast
+    outcome = outcome_of(forecast, runs, stamp(now))
+    former = forecast.outcome
+    if former is not None and former.runs == outcome.runs:
+        return forecast
+    earlier = (*forecast.earlier_outcomes, former) if former is not None else forecast.earlier_outcomes
+    return replace(forecast, outcome=outcome, earlier_outcomes=earlier)
+
+
+def own_runs(forecast: Forecast, points: Points) -> list[Point]:
+    """Finished runs of the target: of its rung or size, at its token count when it names one."""
+    target = forecast.target
+    found = [p for p in points if own_reason(p, target, forecast.parameters) is not None and right_tokens(p, target)]
+    leaked = sorted({p.run_id for p in forecast.points} & {p.run_id for p in found})
+    if leaked:
+        raise UsageError(f"run {leaked[0]} is both in the fit of forecast {forecast.id} and its target; the forecast is void")
+    if found and found[0].loss_name != forecast.loss_name:
+        raise UsageError(
+            f"forecast {forecast.id} predicts {forecast.loss_name} and the points hold {found[0].loss_name}; score it with the metric it was made for"
+        )
+    return sorted(found, key=lambda p: (p.seed if p.seed is not None else -1, p.run_id))
+
+
+def right_tokens(point: Point, target: Target) -> bool:
+    """A run of the right size but another token count is another experiment."""
+    return target.tokens is None or point.tokens is None or abs(point.tokens / target.tokens - 1) < 0.02
+
+
+def outcome_of(forecast: Forecast, runs: Sequence[Point], scored_at: str) -> Outcome:
+    actual = float(np.exp(np.mean(np.log([p.loss for p in runs]))))
+    return Outcome(
+        runs=tuple(Measured(run_id=p.run_id, loss=p.loss, seed=p.seed) for p in runs),
+        actual=actual,
+        error_percent=100 * (forecast.mean / actual - 1),
+        inside={level: bool(low <= actual <= high) for level, (low, high) in forecast.intervals.items()},
+        scored_at=scored_at,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How past forecasts did. Coverage is counted over scored forecasts made before their run; backtests are counted apart."""
+
+    scored: int
+    pending: int
+    backtests: int
+    inside: Mapping[str, int]  # of `scored`, per nominal level
+    coverage95: Mapping[str, tuple[float, float]]  # exact 95 % range of the true coverage, per nominal level
+    mean_error_percent: float | None
+    mean_abs_error_percent: float | None
+
+
+def calibration(forecasts: Sequence[Forecast]) -> Calibration:
+    """The record over all forecasts of a folder."""
+    scored = [(f, f.outcome) for f in forecasts if f.outcome is not None and f.before_run]
+    errors = [o.error_percent for _, o in scored]
+    inside = {str(level): sum(o.inside[str(level)] for _, o in scored) for level in LEVELS}
+    return Calibration(
+        scored=len(scored),
+        pending=sum(f.outcome is None for f in forecasts),
+        backtests=sum(f.outcome is not None and not f.before_run for f in forecasts),
+        inside=inside,
+        coverage95={level: exact_range(k, len(scored)) for level, k in inside.items()} if scored else {},
+        mean_error_percent=float(np.mean(errors)) if errors else None,
+        mean_abs_error_percent=float(np.mean(np.abs(errors))) if errors else None,
+    )
+
+
+def exact_range(k: int, n: int) -> tuple[float, float]:
+    """Clopper-Pearson 95 % range of a share seen as k of n."""
+    from scipy.stats import beta
+
+    return (float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0, float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def save(forecast: Forecast, folder: Path | str) -> Path:
+    """Write folder/<id>.json. The same prediction frozen again keeps the first file (its time is the earlier one)."""
+    path = Path(folder) / f"{forecast.id}.json"
+    if path.exists():
+        held = load(path)
+        if held.sha256 != forecast.sha256:
+            forecast = replace(held, outcome=forecast.outcome or held.outcome, earlier_outcomes=forecast.earlier_outcomes or held.earlier_outcomes)
+        if held == forecast:
+            return path
+    write_atomic(path, json.dumps(asdict(forecast), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    return path
+
+
+def load(path: Path | str) -> Forecast:
+    """A forecast from its file; `UsageError` when what was frozen has been changed since."""
+    try:
+        forecast = parsed(json.loads(Path(path).read_text("utf-8")))
+    except FileNotFoundError:
+        raise UsageError(f"there is no forecast {Path(path).name}; `gopher forecast` lists those of the sweep") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UsageError(f"{Path(path).name} is no forecast as this version writes them; restore the file or delete it and freeze again") from None
+    if content_hash(frozen_part(forecast)) != forecast.sha256:
+        raise UsageError(f"forecast {forecast.id} was changed after it was frozen; restore the file or delete it and freeze again")
+    return forecast
+
+
+def parsed(raw: dict[str, Any]) -> Forecast:
+    """A forecast from its JSON object."""
+    outcome = raw["outcome"]
+    return Forecast(
+        **raw
+        | {
+            "target": Target(**raw["target"] | {"run_keys": tuple(raw["target"]["run_keys"])}),
+            "intervals": {level: (low, high) for level, (low, high) in raw["intervals"].items()},
+            "reasons": tuple(raw["reasons"]),
+            "points": tuple(UsedPoint(**p) for p in raw["points"]),
+            "kept_out": tuple(KeptOut(**k) for k in raw["kept_out"]),
+            "outcome": None if outcome is None else parsed_outcome(outcome),
+            "earlier_outcomes": tuple(parsed_outcome(o) for o in raw["earlier_outcomes"]),
+        }
+    )
+
+
+def parsed_outcome(raw: dict[str, Any]) -> Outcome:
+    return Outcome(**raw | {"runs": tuple(Measured(**r) for r in raw["runs"])})
+
+
+def load_all(folder: Path | str) -> list[Forecast]:
+    """All forecasts of a folder, oldest first; an absent folder holds none."""
+    return sorted((load(path) for path in Path(folder).glob("*.json")), key=lambda f: (f.created_at, f.id))

@@ -1,0 +1,86 @@
+"""Laws, axes and parameters in words and formulas, for figures, alternative text and the report."""
+
+from collections.abc import Callable, Mapping
+
+from analysis.laws import SumLaw, law_named
+from analysis.numbers import number
+from gopher.errors import UsageError
+
+LAW_NAMES = {
+    "power_law": "power law",
+    "power_law_offset": "power law + irreducible loss",
+    "kaplan_n": "Kaplan L(N)",
+    "kaplan_d": "Kaplan L(D)",
+    "kaplan_c": "Kaplan L(C)",
+    "flops": "power law + irreducible loss in FLOPs",
+    "flops_power_law": "power law in FLOPs",
+    "chinchilla": "Chinchilla law (approach 3)",
+    "chinchilla_tied": "Chinchilla law with one exponent",
+    "chinchilla_isoflop": "Chinchilla approach 2 (isoFLOP parabolas)",
+    "isoflop": "Chinchilla approach 2 (isoFLOP parabolas)",
+    "envelope": "Chinchilla approach 1 (envelope)",
+    "data_constrained": "data-constrained law",
+    "overtraining": "over-training law",
+    "broken": "broken power law",
+    "last_point": "last rung's loss again",
+    "no_offset": "power law",
+    "shared_offset": "power laws with a shared irreducible loss",
+}
+AXIS_NAMES = {"params": "parameters", "tokens": "tokens", "flops": "training FLOPs"}
+SYMBOLS = {"params": "N", "tokens": "D", "flops": "C", "unique_tokens": "U", "ratio": "(D/N)"}
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η"}
+MEANINGS = {
+    "E": "irreducible loss",
+    "a_opt": "N_opt grows as C to this power",
+    "b_opt": "D_opt grows as C to this power",
+}
+SUPERSCRIPT = str.maketrans("-−0123456789.", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹·")
+
+
+def law_words(name: str) -> str:
+    return LAW_NAMES.get(name, name.replace("_", " "))
+
+
+def axis_words(axis: str, parameters: str) -> str:
+    """What an axis counts: non-embedding parameters, tokens, training FLOPs."""
+    return convention(parameters) if axis == "params" else AXIS_NAMES[axis]
+
+
+def convention(parameters: str) -> str:
+    """params_non_embedding -> non-embedding parameters."""
+    return "non-embedding parameters" if "non_embedding" in parameters else "total parameters"
+
+
+def symbol(parameter: str) -> str:
+    """alpha -> α, alpha@dense -> α (dense)."""
+    base, _, family = parameter.partition("@")
+    return GREEK.get(base, base) + (f" ({family})" if family else "")
+
+
+def plain_power(base: str, exponent: str) -> str:
+    return base + exponent.translate(SUPERSCRIPT)
+
+
+def html_power(base: str, exponent: str) -> str:
+    return f"<i>{base}</i><sup>{exponent}</sup>"
+
+
+def equation(
+    law: str, params: Mapping[str, float], x: str | None = "params", power: Callable[[str, str], str] = plain_power
+) -> str | None:
+    """L = 1.82 + 477.8/N⁰·³⁴⁷ + 2,143/D⁰·³⁶⁷, constants first; None for laws that are no sum of powers."""
+    try:
+        found = law_named(law, x or "params")
+    except UsageError:
+        return None
+    if not isinstance(found, SumLaw) or "family" in found.inputs:
+        return None
+    constants, terms = [], []
+    for term in found.terms:
+        amplitude = number(params[next(p for p, f, _ in term.factors if f == "1")], 3)
+        powers = [(SYMBOLS[f], sign * params[p]) for p, f, sign in term.factors if f != "1"]
+        text = amplitude
+        for base, exponent in powers:
+            text += ("/" if exponent < 0 else "·") + power(base, number(abs(exponent), 3))
+        (terms if powers else constants).append(text)
+    return "L = " + " + ".join(constants + terms)
