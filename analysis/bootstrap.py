@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.estimate import Estimate, design_of
-from analysis.laws import Quantities, natural
+from analysis.law import Quantities, natural
 from analysis.objective import Model, huber
 from analysis.optimum import minimise
 from analysis.rows import Array

@@ -1,7 +1,7 @@
 """`gopher fit` without its plumbing: plain values in, one result out, printed as JSON or as tables."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,7 +160,7 @@ def prediction_row(p: Any) -> tuple[str, str, str]:
     return target, value, bounds
 
 
-def grid(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def grid(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in header:
         table.add_column(name)

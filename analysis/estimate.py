@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws import Law, named
+from analysis.law import Law, named
 from analysis.noise import Noise, noise_of
 from analysis.objective import Model, model_of
 from analysis.optimum import Optimum, optimise

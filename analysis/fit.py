@@ -14,7 +14,8 @@ from analysis.estimate import Estimate, estimate
 from analysis.holdout import HoldOut, error_log, rolling, size_axis
 from analysis.identify import Profile, Verdict, judge, structural_reasons
 from analysis.intervals import prediction_intervals
-from analysis.laws import AXES, LAWS, Law, law_named
+from analysis.law import Law
+from analysis.laws import AXES, LAWS, law_named
 from analysis.noise import Noise
 from analysis.optimum import Optimum
 from analysis.result import (

@@ -11,7 +11,8 @@ import numpy as np
 from analysis.bootstrap import resample
 from analysis.estimate import Estimate, estimate
 from analysis.intervals import prediction_intervals
-from analysis.laws import Law, law_named
+from analysis.law import Law
+from analysis.laws import law_named
 from analysis.rows import Array, Points
 
 MAX_GROUPS = 24  # more distinct rungs than this are cut into bins of the size axis

@@ -12,7 +12,7 @@ from scipy import stats
 
 from analysis.bootstrap import Resamples
 from analysis.estimate import Estimate, design_of
-from analysis.laws import named
+from analysis.law import named
 from analysis.objective import Model, model_of
 from analysis.optimum import minimise
 from analysis.rows import Array

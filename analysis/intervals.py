@@ -14,7 +14,7 @@ from scipy import stats
 
 from analysis.bootstrap import Resamples
 from analysis.estimate import Estimate
-from analysis.laws import Law, natural
+from analysis.law import Law, natural
 from analysis.objective import model_of
 from analysis.optimum import minimise
 from analysis.rows import Array

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from analysis.laws import CurveLaw, Law, SumLaw, feature, internal
+from analysis.law import CurveLaw, Law, SumLaw, feature, internal
 from analysis.rows import Array
 
 
@@ -27,9 +27,11 @@ def huber(residual: Array, delta: float | None) -> Array:
 class Model(Protocol):
     """A law tied to data, in coordinates where it is well scaled and only free parameters move."""
 
-    law: Law
     z: Array  # ln of the losses
     size: int  # free parameters
+
+    @property
+    def law(self) -> Law: ...
 
     def residuals(self, t: Array, z: Array | None = None) -> Array:
         """ln(law) - ln(loss): (batch, points)."""

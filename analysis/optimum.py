@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from analysis.laws import CurveLaw, Law, SumLaw, feature, named
-from analysis.objective import Model, SumModel
+from analysis.law import SumLaw, feature, named
+from analysis.objective import CurveModel, Model, SumModel
 from analysis.rows import Array
 
 ANNEAL = (3e-2, 1e-2, 3e-3)  # Huber deltas on the way to the target: wide first, so that far starts see the data
@@ -100,7 +100,7 @@ def newton_step(g: Array, h: Array, damping: Array, exact: bool, held: int | Non
 def descend(model: Model, t: Array, w: Array, delta: float | None, z: Array | None = None) -> tuple[Array, Array]:
     """From rough starts to minima: annealed Huber widths, IRLS steps, then exact Newton."""
     for width in ANNEAL if delta is not None else ():
-        t, _ = minimise(model, t, w, max(width, delta), z=z, iterations=25, exact=False, tolerance=1e-4)
+        t, _ = minimise(model, t, w, max(width, delta or width), z=z, iterations=25, exact=False, tolerance=1e-4)
     t, _ = minimise(model, t, w, delta, z=z, iterations=20, exact=False, tolerance=1e-5)
     width = 1e-3
     while delta is not None and width > 3 * delta:  # least absolute deviations: narrow the quadratic zone step by step
@@ -163,10 +163,10 @@ def fill_amplitudes(
 
 def grid_starts(model: SumModel) -> Array:
     """A plain grid in centred coordinates: each amplitude 5, 40 or 90 % of the mean loss, exponents 0.1 to 1.2."""
-    logged = model.coordinates.basis[model.law.logged()].any(0)
+    logged = np.asarray(model.coordinates.basis[model.law.logged()].any(0)).tolist()
     middle = float(model.z.mean())
     levels = [middle + np.log([0.05, 0.4, 0.9]) if is_log else np.array([0.1, 0.5, 1.2]) for is_log in logged]
-    cells = np.array(list(itertools.islice(itertools.product(*levels), 0, None)))
+    cells = np.array(list(itertools.product(*levels)))
     return cells[:: max(1, len(cells) // 243)]
 
 
@@ -175,9 +175,8 @@ def starts(model: Model, inputs: Mapping[str, Any], pinned: Mapping[str, float],
     if isinstance(model, SumModel):
         first = model.from_theta(projected_starts(model.law, inputs, np.exp(model.z), pinned))
         return np.concatenate([first, grid_starts(model)]) if wide and len(model.terms) > 1 else first
-    law = model.law
-    assert isinstance(law, CurveLaw)
-    return model.from_theta(law.starts(inputs, np.exp(model.z)))
+    assert isinstance(model, CurveModel)
+    return model.from_theta(model.law.starts(inputs, np.exp(model.z)))
 
 
 # ------------------------------------------------------------------------------------------ optimum
@@ -246,7 +245,3 @@ def evaluated(model: Model, w: Array, delta: float | None) -> Optimum:
         condition=1.0,
         minima=theta[None],
     )
-
-
-def law_of(model: Model) -> Law:
-    return model.law

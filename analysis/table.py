@@ -190,10 +190,10 @@ def numeric(table: pd.DataFrame, source: str) -> pd.DataFrame:
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
         odd = values.isna() & table[name].notna()
         if odd.any():
-            first = table.loc[odd.idxmax()]
+            first = table[odd].iloc[0]
             label = "loss" if name == "value" else name
             raise UsageError(
-                f"{source} row {first['row'] + 1} has {label} = {table.loc[odd.idxmax(), name]!r}, which is not a number; mend the file or leave it out with where="
+                f"{source} row {first['row'] + 1} has {label} = {first[name]!r}, which is not a number; mend the file or leave it out with where="
             )
         out[name] = values
     return table.assign(**out)
@@ -202,52 +202,45 @@ def numeric(table: pd.DataFrame, source: str) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------- screening
 
 
-def faults(table: pd.DataFrame, metric: str) -> list[tuple[pd.Series, str, str]]:
-    """(rows at fault, column to quote, what is wrong) for every rule a row must obey."""
-    value = table["value"]
-    rules = [(value.isna(), "value", "is missing"), (np.isinf(value), "value", "is not finite")]
-    if metric == "loss":
-        rules.append((value <= 0, "value", "is not above 0, which no loss in nats or bits can be"))
-    for name in (n for n in POSITIVE if n in table.columns):
-        rules.append((np.isinf(table[name]), name, "is not finite"))
-        rules.append((table[name] <= 0, name, "is not above 0"))
+def fault_of(row: Mapping[str, Any], metric: str) -> tuple[str, float, str] | None:
+    """(column, value, what is wrong) of the first rule that a row breaks."""
+    value = row["value"]
+    if math.isnan(value):
+        return metric, value, "is missing"
+    if math.isinf(value):
+        return metric, value, "is not finite"
+    if metric == "loss" and value <= 0:
+        return metric, value, "is not above 0, which no loss in nats or bits can be"
+    for name in POSITIVE:
+        amount = row.get(name, math.nan)
+        if not math.isnan(amount) and not (0 < amount < math.inf):
+            return name, amount, "is not a positive finite number"
     for name in ("params_total", "params_non_embedding"):
-        if name in table.columns and "tokens" in table.columns:
-            rules.append(
-                (
-                    table["tokens"] < 1e-3 * table[name],
-                    "tokens",
-                    f"is below {name} / 1000, so one of the two is in another unit",
-                )
+        if row.get("tokens", math.nan) < 1e-3 * row.get(name, math.nan):
+            return (
+                "tokens",
+                row["tokens"],
+                f"is below {name} ({row[name]:g}) / 1000, so one of the two is in another unit",
             )
-    return rules
+    return None
 
 
 def screen(table: pd.DataFrame, metric: str, bad_rows: str, source: str) -> tuple[pd.DataFrame, tuple[Excluded, ...]]:
     """Rows that can be right; the first that cannot raises, or all are listed with bad_rows='exclude'."""
-    left_out: list[Excluded] = []
-    for mask, column, wrong in faults(table, metric):
-        mask = mask & ~table["row"].isin({-1})
-        if not mask.any():
-            continue
-        label = metric if column == "value" else column
-        if bad_rows == "refuse":
-            first = table.loc[mask.idxmax()]
-            raise UsageError(
-                f"{source} row {int(first['row']) + 1} ({name_of(first)}) has {label} = {first[column]:g}, which {wrong} "
-                f"({int(mask.sum())} such row(s)); mend the file, map another column, filter with where= or set bad_rows=exclude"
-            )
-        left_out += [
-            Excluded(run_id=name_of(row), reason=f"{label} = {row[column]:g} {wrong}")
-            for _, row in table[mask].iterrows()
-        ]
-        table = table[~mask]
-        return_early = table.empty
-        if return_early:
-            break
-        rest, more = screen(table, metric, bad_rows, source)
-        return rest, (*left_out, *more)
-    return table, tuple(left_out)
+    faults = [(i, row, fault) for i, row in enumerate(table.to_dict("records")) if (fault := fault_of(row, metric))]
+    if not faults:
+        return table, ()
+    if bad_rows == "refuse":
+        _, row, (column, value, wrong) = faults[0]
+        raise UsageError(
+            f"{source} row {int(row['row']) + 1} ({name_of(row)}) has {column} = {value:g}, which {wrong} "
+            f"({len(faults)} such row(s)); mend the file, map another column, filter with where= or set bad_rows=exclude"
+        )
+    left_out = tuple(
+        Excluded(run_id=name_of(row), reason=f"{column} = {value:g} {wrong}")
+        for _, row, (column, value, wrong) in faults
+    )
+    return table.drop(index=table.index[[i for i, _, _ in faults]]), left_out
 
 
 def name_of(row: Any) -> str:
@@ -281,7 +274,7 @@ def drop_duplicates(table: pd.DataFrame, bad_rows: str, source: str) -> tuple[pd
     if not same.any():
         return folded, ()
     if bad_rows == "refuse":
-        first = folded.loc[same.idxmax()]
+        first = folded[same].iloc[0]
         raise UsageError(
             f"{source} row {int(first['row']) + 1} repeats run {name_of(first)} ({int(same.sum())} duplicate row(s)); a run counts once, "
             "so filter with where=, give each run its own run_id or set bad_rows=exclude to keep the first"
@@ -317,8 +310,8 @@ def to_points(table: pd.DataFrame, source: str) -> tuple[Point, ...]:
     )
     out = []
     for row in table.to_dict("records"):
-        numbers = {name: optional(row.get(name)) for name in NUMBERS}
-        texts = {name: text(row.get(name)) for name in TEXTS}
+        known: dict[str, Any] = {name: optional(row.get(name)) for name in NUMBERS}
+        known |= {name: text(row.get(name)) for name in TEXTS}
         rung = text(row.get("rung")) or (rung_name(row[size]) if size else "all")
         out.append(
             Point(
@@ -327,12 +320,11 @@ def to_points(table: pd.DataFrame, source: str) -> tuple[Point, ...]:
                 loss=row["value"],
                 loss_name=text(row.get("loss_name")) or "loss",
                 family=text(row.get("family")) or "",
-                seed=whole(numbers.pop("seed")),
-                step=whole(numbers.pop("step")),
+                seed=whole(known.pop("seed")),
+                step=whole(known.pop("step")),
                 loss_stderr=optional(row.get("metric_stderr")),
                 row=int(row["row"]),
-                **numbers,
-                **texts,
+                **known,
             )
         )
     return tuple(out)
