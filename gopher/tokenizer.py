@@ -1,0 +1,149 @@
+"""SentencePiece with byte fallback: trained on the training split, cached by content, exact by default.
+
+`lossless` keeps every byte: no normalisation, blanks and line ends kept, no dummy prefix (so pieces can be
+concatenated), a piece for the line end. `gopher` applies NFKC as the paper did; it is not reversible.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gopher.errors import UsageError
+from gopher.record import write_atomic
+from gopher.spec import TokenizerSpec
+
+Tokens = npt.NDArray[np.uint16]
+
+META = "\u2581"  # SentencePiece writes a blank as this character, so a literal one must go through byte pieces
+META_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
+LONGEST_LINE_BYTES = 1_000_000
+
+
+def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
+    """The SentencePiece model trained on `texts`; the same bytes for the same texts. Raises `UsageError` when they are too little."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    nfkc = spec.preset == "gopher"
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines_of(texts),
+            model_writer=model,
+            model_type=spec.algorithm,
+            vocab_size=spec.vocab_size,
+            byte_fallback=True,
+            normalization_rule_name="nfkc" if nfkc else "identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            user_defined_symbols=["\n", "\n\n", "\t"],
+            max_sentence_length=LONGEST_LINE_BYTES,
+            num_threads=1,  # more threads give the same pieces but not the same bytes of the unigram model
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise too_large(spec, str(error)) from None
+    return model.getvalue()
+
+
+def too_large(spec: TokenizerSpec, message: str) -> UsageError:
+    """SentencePiece's refusal as one sentence with the largest vocabulary that works, where it tells."""
+    largest = re.search(r"<= (\d+)", message)
+    cure = (
+        f"set tokenizer.vocab_size to at most {largest[1]}, or add text"
+        if largest
+        else "lower tokenizer.vocab_size or add text"
+    )
+    return UsageError(f"tokenizer.vocab_size is {spec.vocab_size}, more than the training text can give; {cure}")
+
+
+def lines_of(texts: Iterable[str]) -> Iterator[str]:
+    """Training lines: line ends cut (they have a piece of their own), over-long lines in parts, empty ones left out."""
+    limit = LONGEST_LINE_BYTES // 4
+    for text in texts:
+        for line in text.split("\n"):
+            yield from (line[i : i + limit] for i in range(0, len(line), limit))
+
+
+class Tokenizer:
+    """A trained model: text to uint16 tokens and back. Documents end with `eos`."""
+
+    def __init__(self, model: bytes) -> None:
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size: int = self._processor.vocab_size()
+        self.eos: int = self._processor.eos_id()
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self._meta = [self._processor.piece_to_id(p) for p in META_BYTES]
+        self.token_bytes = np.array([self._bytes_of(i) for i in range(self.vocab_size)], np.int64)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer of a folder written by `save`. Raises `UsageError` when it isn't whole."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+            model = (folder / "tokenizer.model").read_bytes()
+        except (FileNotFoundError, ValueError):
+            raise UsageError(f"{folder} holds no whole tokenizer; delete the folder and launch again") from None
+        if hashlib.sha256(model).hexdigest() != manifest["sha256"]:
+            raise UsageError(
+                f"{folder / 'tokenizer.model'} is corrupt (its hash differs from the manifest); delete the folder and launch again"
+            )
+        return cls(model)
+
+    def _bytes_of(self, token: int) -> int:
+        """UTF-8 bytes that a token stands for; control tokens stand for none."""
+        if self._processor.is_control(token) or self._processor.is_unknown(token):
+            return 0
+        if self._processor.is_byte(token):
+            return 1
+        return len(self._processor.id_to_piece(token).replace(META, " ").encode())
+
+    def encode(self, texts: list[str], threads: int = 1) -> list[Tokens]:
+        """Each text as uint16 tokens, without `eos`."""
+        plain = self._processor.encode([t for t in texts if META not in t], num_threads=threads)
+        rows = iter(plain)
+        return [np.array(self._encode_meta(t) if META in t else next(rows), np.uint16) for t in texts]
+
+    def _encode_meta(self, text: str) -> list[int]:
+        """Text with a literal U+2581: its bytes stand between the parts."""
+        out: list[int] = []
+        for i, part in enumerate(text.split(META)):
+            out += (self._meta if i else []) + self._processor.encode(part)
+        return out
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens; byte pieces that form no UTF-8 become U+FFFD."""
+        text = self._processor.decode([int(t) for t in tokens])
+        return str(text)
+
+    def save(self, folder: Path, model: bytes, details: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.model").write_bytes(model)
+        write_atomic(
+            folder / "manifest.json",
+            json.dumps({"sha256": self.sha256, "vocab_size": self.vocab_size, **details}, indent=2, sort_keys=True)
+            + "\n",
+        )
+
+
+def intact(folder: Path) -> bool:
+    """Whether a saved tokenizer can be used; a damaged one is warned about."""
+    if not folder.exists():
+        return False
+    with contextlib.suppress(UsageError):
+        Tokenizer.open(folder)
+        return True
+    warnings.warn(f"the tokenizer in {folder} is damaged and is trained again", stacklevel=2)
+    return False
