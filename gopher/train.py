@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 
 from gopher import checkpoint
-from gopher.data import TokenStore
+from gopher.data import TokenStore, check_epochs
 from gopher.errors import GopherError, UsageError
 from gopher.model import Transformer
 from gopher.optim import Adam, clip_scale, learning_rate
 from gopher.record import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.shard import build, parts, process_group, release, sync_gradients
-from gopher.size import train_flops
+from gopher.size import params_non_embedding, train_flops
 from gopher.spec import Placement, RunSpec
 
 LOGGED_ROWS = 250  # at most about this many rows per run, however long it is
@@ -60,6 +60,8 @@ def train_steps(
 ) -> RunState:
     # ---- data, model, optimizer, newest checkpoint
     store = TokenStore.open(placement.data_dir)
+    check_vocabulary(run, store)
+    check_epochs(store, run.data, run.train_tokens)
     validation = store.validation(run.model.context, run.evaluation.tokens_per_subset)
     model = build(run, placement)
     adam = Adam(parts(model), run)
@@ -152,6 +154,14 @@ def check_batch(run: RunSpec, placement: Placement, world: int) -> None:
         )
 
 
+def check_vocabulary(run: RunSpec, store: TokenStore) -> None:
+    if store.vocab_size != run.model.vocab_size:
+        raise UsageError(
+            f"model.vocab_size is {run.model.vocab_size} but the token shards were made with {store.vocab_size} pieces; "
+            "point the run at shards of its own tokenizer"
+        )
+
+
 def own_micro_batches(run: RunSpec, placement: Placement, step: int, rank: int, world: int) -> Iterator[int]:
     """First sequence of each micro-batch of `step` that `rank` computes: a contiguous share of the global batch."""
     share = run.batch_sequences(step) // world
@@ -216,6 +226,7 @@ def final_metrics(
     """final/*: the last evaluation and what the run cost."""
     last = {name.replace("val/", "final/val_"): value for name, value in metrics.items()}
     cost = {"final/train_seconds": train_seconds, "final/worker_hours": train_seconds * world / 3600}
+    cost["final/log10_params_nonemb"] = math.log10(params_non_embedding(run.model))
     return last | budget(run, run.steps, "final") | cost
 
 

@@ -70,7 +70,9 @@ def run_verb(verb: str, words: list[str]) -> int:
     overrides = [w for w in words if w != "--cfg"]
     flags = [w for w in overrides if w.startswith("-")]
     if flags:
-        raise UsageError(f"{flags[0]} is no option of gopher {verb}; options are written key=value, and --cfg prints them all")
+        raise UsageError(
+            f"{flags[0]} is no option of gopher {verb}; options are written key=value, and --cfg prints them all"
+        )
 
     from sweeps.compose import compose, hydra_session
 

@@ -41,7 +41,9 @@ def hydra_session(config_dir: Path | None = None):  # type: ignore[no-untyped-de
 def groups() -> dict[str, list[str]]:
     """Config group -> its choices, as shipped."""
     return {
-        d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(CONF_DIR.iterdir()) if d.is_dir() and any(d.glob("*.yaml"))
+        d.name: sorted(f.stem for f in d.glob("*.yaml"))
+        for d in sorted(CONF_DIR.iterdir())
+        if d.is_dir() and any(d.glob("*.yaml"))
     }
 
 
@@ -59,7 +61,9 @@ def compose(overrides: Sequence[str]) -> Composed:
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from None
     assert isinstance(tree, dict)
-    return Composed(tree={str(k): v for k, v in tree.items()}, interpolated=frozenset(re.findall(r"\$\{([\w.]+)\}", raw)))
+    return Composed(
+        tree={str(k): v for k, v in tree.items()}, interpolated=frozenset(re.findall(r"\$\{([\w.]+)\}", raw))
+    )
 
 
 def free_form(override: str) -> str:

@@ -95,7 +95,9 @@ def tasks_of(runs: list[PlannedRun]) -> list[Task]:
 def jobs_of(runs: list[PlannedRun], settings: Settings) -> dict[str, DataJob | TrainJob]:
     jobs: dict[str, DataJob | TrainJob] = {}
     for r in runs:
-        jobs[f"data-{r.spec.data_key}"] = DataJob(data=r.spec.data, tokenizer=r.spec.tokenizer, output_root=settings.root)
+        jobs[f"data-{r.spec.data_key}"] = DataJob(
+            data=r.spec.data, tokenizer=r.spec.tokenizer, output_root=settings.root
+        )
         jobs[r.spec.key] = TrainJob(folder=settings.run_dir(r.spec.key))
     return jobs
 
@@ -121,7 +123,9 @@ class Mirror:
         return self._tracker.flush(self._folders, patience_seconds)
 
 
-def run_tasks(study: Study, runs: list[PlannedRun], settings: Settings, backend: Backend, screen: Screen) -> dict[str, Status]:
+def run_tasks(
+    study: Study, runs: list[PlannedRun], settings: Settings, backend: Backend, screen: Screen
+) -> dict[str, Status]:
     """The loop: until every task is done or lost. Raises `KeyboardInterrupt` after asking the runs to checkpoint."""
     tasks, jobs = tasks_of(runs), jobs_of(runs, settings)
     capacity = check_capacity(tasks, backend.capacity, settings)
@@ -131,7 +135,10 @@ def run_tasks(study: Study, runs: list[PlannedRun], settings: Settings, backend:
         for event in backend.poll():
             statuses = schedule.apply(statuses, event, settings.launch.max_attempts)
             if statuses[event.key].phase != schedule.DONE:
-                screen.say(f"{event.key}: {event.reason}" + ("; starting it again" if statuses[event.key].phase == schedule.WAITING else ""))
+                screen.say(
+                    f"{event.key}: {event.reason}"
+                    + ("; starting it again" if statuses[event.key].phase == schedule.WAITING else "")
+                )
         statuses = schedule.doom(tasks, statuses)
         for task in schedule.decide(tasks, statuses, capacity):
             statuses = schedule.start(statuses, task.key)
@@ -183,4 +190,6 @@ def failed_runs(study: Study, settings: Settings) -> list[str]:
 def raise_if_failed(study: Study, settings: Settings) -> None:
     lost = failed_runs(study, settings)
     if lost:
-        raise GopherError(f"{len(lost)} of {len(study.runs)} runs did not finish: {'; '.join(lost)}; the same command tries them again")
+        raise GopherError(
+            f"{len(lost)} of {len(study.runs)} runs did not finish: {'; '.join(lost)}; the same command tries them again"
+        )

@@ -33,7 +33,9 @@ def code_state() -> CodeState:
             return None
         return done.stdout if done.returncode == 0 else None
 
-    tracked = git("ls-files", "--error-unmatch", "pyproject.toml")  # a wheel inside somebody's repository is not our checkout
+    tracked = git(
+        "ls-files", "--error-unmatch", "pyproject.toml"
+    )  # a wheel inside somebody's repository is not our checkout
     commit = git("rev-parse", "HEAD") if tracked else None
     if commit is None:
         return CodeState(commit=None, dirty=None, diff="")

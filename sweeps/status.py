@@ -100,4 +100,3 @@ def counts(rows: list[RunRow]) -> dict[str, int]:
     for row in rows:
         out[row.state] = out.get(row.state, 0) + 1
     return out
-

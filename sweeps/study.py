@@ -57,8 +57,15 @@ def load_study(compose: ComposeFn, overrides: Sequence[str]) -> Study:
 
 
 def check_name(name: Any) -> str:
-    if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_.-" for c in name) or name.startswith("."):
-        raise UsageError(f"name is {name!r}; use letters, digits, '_', '-' and '.', it names a folder and an MLflow experiment")
+    if (
+        not isinstance(name, str)
+        or not name
+        or not all(c.isalnum() or c in "_.-" for c in name)
+        or name.startswith(".")
+    ):
+        raise UsageError(
+            f"name is {name!r}; use letters, digits, '_', '-' and '.', it names a folder and an MLflow experiment"
+        )
     return name
 
 
@@ -68,7 +75,9 @@ def check_rungs(rungs: Any) -> tuple[str, ...]:
         raise UsageError(f"rungs is {rungs!r}; give a list such as rungs=[54k,121k] (there are {', '.join(known)})")
     for i, rung in enumerate(rungs):
         if str(rung) not in known:
-            raise UsageError(f"rungs[{i}] is '{rung}', which is no model config{did_you_mean(str(rung), known)} (there are {', '.join(known)})")
+            raise UsageError(
+                f"rungs[{i}] is '{rung}', which is no model config{did_you_mean(str(rung), known)} (there are {', '.join(known)})"
+            )
     return tuple(dict.fromkeys(str(r) for r in rungs))
 
 
@@ -93,7 +102,9 @@ def check_axes(composed: Composed, rung: str) -> dict[str, list[Any]]:
     known = [*flatten(run_sections(composed.tree)), *RUN_GROUPS]
     for key, values in axes.items():
         if key.split(".")[0] in ("placement", "cluster", "tracking"):
-            raise UsageError(f"axes.{key} does not change what a run computes, so it cannot be an axis; set {key} for the whole sweep")
+            raise UsageError(
+                f"axes.{key} does not change what a run computes, so it cannot be an axis; set {key} for the whole sweep"
+            )
         if key not in known:
             raise UsageError(f"axes.{key} is no key of a run{did_you_mean(key, known)}")
         if not isinstance(values, list) or not values:
@@ -138,7 +149,14 @@ def planned_run(tree: dict[str, Any], texts: "TextIdentity") -> PlannedRun:
     tokenizer = build(TokenizerSpec, tree["tokenizer"], "tokenizer")
     tokenizer_key, data_key = texts.keys(text, tokenizer)
     sections = {name: tree[name] for name in RUN_SECTIONS}
-    fields = {"rung": tree["rung"], "seed": tree["seed"], "tokens": tree["tokens"], **sections, "data": text, "tokenizer": tokenizer}
+    fields = {
+        "rung": tree["rung"],
+        "seed": tree["seed"],
+        "tokens": tree["tokens"],
+        **sections,
+        "data": text,
+        "tokenizer": tokenizer,
+    }
     spec = build(RunSpec, {**fields, "tokenizer_key": tokenizer_key, "data_key": data_key}, "run")
     return PlannedRun(spec=spec, placement=placement_of(tree, spec, data_key), config=tree)
 

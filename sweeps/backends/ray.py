@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gopher.errors import GopherError, SetupError, UsageError
+from gopher.errors import GopherError, SetupError
 from gopher.record import FINISHED, RunFolder
 from sweeps.backends import DataJob, TrainJob
 from sweeps.schedule import Capacity, Event, Task
@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DEDUP_LOGS": "0",
     "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
 }
 OBJECT_STORE_BYTES = 100 * 2**20  # runs talk through files; Ray's store carries only messages
 GANG_START_SECONDS = 600
@@ -59,15 +60,19 @@ class RayBackend:
     def _connect(self, cluster: ClusterSettings) -> None:
         local = cluster.address == "local"
         options: dict[str, Any] = {"address": cluster.address, "log_to_driver": False, "logging_level": logging.ERROR}
-        worker_env = {name: os.environ[name] for name in ENVIRONMENT}
-        options["runtime_env"] = {"env_vars": {**worker_env, "PYTHONWARNINGS": "ignore"}}
+        if not local:  # a local Ray inherits our environment
+            options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
         if local:
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"num_cpus": cluster.cpus or usable_cpus(), "num_gpus": cluster.gpus}
         try:
             self.ray.init(**options)
         except (ConnectionError, TimeoutError, ValueError, RuntimeError, OSError) as error:
-            cure = "see whether /tmp has space" if local else "start one with `ray start --head`, set RAY_ADDRESS, or use cluster=local"
+            cure = (
+                "see whether /tmp has space"
+                if local
+                else "start one with `ray start --head`, set RAY_ADDRESS, or use cluster=local"
+            )
             raise SetupError(f"Ray at '{cluster.address}' could not be reached ({first_line(error)}); {cure}") from None
 
     @property
@@ -95,7 +100,7 @@ class RayBackend:
                 return gang
         for gang in idle:
             gang.dismiss()
-        self._gangs = [g for g in self._gangs if not g.closed]
+        self._gangs = [g for g in self._gangs if g.key is not None or not g.closed]
         self._gangs.append(Gang(self.ray, task, self._scratch, self._report))
         return self._gangs[-1]
 
@@ -177,7 +182,9 @@ class Gang:
             train_loop_config={"mailbox": self._mailbox},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker=resources, use_gpu=bool(gpus)),
-            run_config=RunConfig(name=name, storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=0)),
+            run_config=RunConfig(
+                name=name, storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=0)
+            ),
         )
         try:
             trainer.fit()
@@ -199,6 +206,7 @@ class Gang:
         ready, _ = self.ray.wait([self._done], timeout=0)
         if ready:
             outcome = self.ray.get(ready[0])
+            self.closed = self.shape[0] > 1 and not outcome["ok"]
             self._settle(Event(key=self.key, ok=outcome["ok"], reason=outcome["reason"], retry=outcome["retry"]))
         elif self._error:
             self.closed = True
@@ -271,16 +279,22 @@ def work_through_runs(config: dict[str, Any]) -> None:
         outcome = train_one(RunFolder(folder), rank, world)
         if rank == 0:
             ray.get(mailbox.done.remote(index, outcome))
+        if world > 1 and not outcome["ok"]:
+            raise GopherError(
+                outcome["reason"]
+            )  # other ranks may still wait for this one: a fresh gang is the only clean start
 
 
 def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
-    """Train one run in this worker. A run's own failure is an outcome; anything unforeseen ends the gang."""
+    """Train one run in this worker; how it ended. Only the run's own failures are outcomes, anything unforeseen ends the gang."""
     from gopher.train import train
 
-    try:
-        state = train(folder, rank=rank, world=world, should_stop=folder.stop_requested)
-    except GopherError as error:
-        return {"ok": False, "reason": str(error), "retry": not isinstance(error, UsageError) and error.exit_code != 1}
+    with folder.held() if rank == 0 else contextlib.nullcontext():
+        try:
+            state = train(folder, rank=rank, world=world, should_stop=folder.stop_requested)
+        except GopherError as error:
+            retry = isinstance(error, SetupError)
+            return {"ok": False, "reason": str(error), "retry": retry}
     return {"ok": state.state == FINISHED, "reason": state.reason, "retry": False}
 
 

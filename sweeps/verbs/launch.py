@@ -7,7 +7,16 @@ import yaml
 
 from gopher.errors import SetupError
 from gopher.record import RunFolder
-from sweeps.drive import Mirror, check_space, make_folders, raise_if_failed, run_tasks, sole_driver, stop_runs, unfinished
+from sweeps.drive import (
+    Mirror,
+    check_space,
+    make_folders,
+    raise_if_failed,
+    run_tasks,
+    sole_driver,
+    stop_runs,
+    unfinished,
+)
 from sweeps.screen import Screen, console
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
@@ -24,12 +33,15 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
         missing = unfinished(study, settings)
         if not missing and tracker.delivered(folders):
-            console(stderr=True).print(f"nothing to start: all {len(study.runs)} runs of {study.name} are finished and in MLflow")
+            console(stderr=True).print(
+                f"nothing to start: all {len(study.runs)} runs of {study.name} are finished and in MLflow"
+            )
             return report_end(study, settings)
         settings.root.mkdir(parents=True, exist_ok=True)
         check_space(missing, settings)
         make_folders(missing, settings)
         tracker.open_sweep(yaml.safe_dump(tree, sort_keys=False))
+        tracker.write_views(subset_names(study))
         train(study, missing, settings, Mirror(tracker, folders))
     return report_end(study, settings)
 
@@ -50,7 +62,9 @@ def train(study: Study, missing: list[PlannedRun], settings: Settings, mirror: M
 def run_on_ray(study: Study, missing: list[PlannedRun], settings: Settings, screen: Screen) -> None:
     from sweeps.backends.ray import RayBackend
 
-    screen.say(f"{study.name}: {len(missing)} of {len(study.runs)} runs to train; starting Ray ({settings.cluster.address})")
+    screen.say(
+        f"{study.name}: {len(missing)} of {len(study.runs)} runs to train; starting Ray ({settings.cluster.address})"
+    )
     backend = RayBackend(settings.cluster, settings.root / "ray")
     try:
         run_tasks(study, missing, settings, backend, screen)
@@ -69,5 +83,12 @@ def report_end(study: Study, settings: Settings) -> int:
     output = "" if settings.output_root == "outputs" else f" output_root={settings.output_root}"
     say = console(stderr=True).print
     say(f"{len(rows)} runs finished; lowest validation loss {best[0]:.4f} nats/token at {best[1]}")
-    say(f"next: gopher fit sweep={study.name}{output}   gopher report sweep={study.name}{output}   gopher ui sweep={study.name}{output}")
+    say(
+        f"next: gopher fit sweep={study.name}{output}   gopher report sweep={study.name}{output}   gopher ui sweep={study.name}{output}"
+    )
     return 0
+
+
+def subset_names(study: Study) -> list[str]:
+    """Subsets of all runs, in the order of the mixtures."""
+    return list(dict.fromkeys(name for r in study.runs for name in r.spec.data.weights))
