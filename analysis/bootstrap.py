@@ -12,12 +12,13 @@ import numpy as np
 
 from analysis.estimate import Estimate, design_of
 from analysis.law import Quantities, natural
-from analysis.objective import Model, huber
+from analysis.objective import Model, gap, huber
 from analysis.optimum import minimise
 from analysis.rows import Array
 
 FEW_DESIGNS = 20  # below this many design points, resampling them is not a picture of the sampling error
-CHUNK_CELLS = 120_000  # resamples x points held at once
+CHUNK_CELLS = 60_000  # resamples x points held at once
+TOLERANCE = 1e-9  # relative gain at which a resample has converged: far below what an interval can show
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +52,7 @@ def pairs(e: Estimate, count: int, seed: int, counts: Array | None = None) -> Re
     runs = int(clusters.max()) + 1
     rng = np.random.default_rng(seed)
     start = candidates(e, rng)
-    scores = huber(e.model.residuals(start), e.delta).T  # (points, candidates)
+    scores = huber(gap(e.model.log_law(start), e.model.z, e.model.absolute), e.delta).T  # (points, candidates)
     theta, objective = [], []
     rows = max(16, CHUNK_CELLS // len(e.loss))
     for first in range(0, count, rows):
@@ -74,7 +75,7 @@ def spread(e: Estimate) -> Array:
     """Matrix whose square is the sandwich covariance H^-1 (sum psi^2 g g') H^-1 at the optimum."""
     t = e.model.from_theta(e.optimum.theta)
     _, _, h = e.model.evaluate(t, e.weights[None], e.delta, False)
-    residual = e.model.residuals(t)
+    residual = gap(e.model.log_law(t), e.model.z, e.model.absolute)
     psi = residual if e.delta is None else np.clip(residual, -e.delta, e.delta)
     _, _, meat = e.model.evaluate(t, (e.weights * psi) ** 2, None, False)
     scale = np.sqrt(np.maximum(np.diag(h[0]), 1e-300))
@@ -87,27 +88,26 @@ def spread(e: Estimate) -> Array:
 def polish(model: Model, start: Array, scores: Array, w: Array, delta: float | None) -> tuple[Array, Array]:
     """The best-scoring start of each resample run to convergence."""
     t, _ = minimise(model, start[np.argmin(scores, 1)], w, delta, iterations=12, exact=False, tolerance=1e-4)
-    return minimise(model, t, w, delta)
+    return minimise(model, t, w, delta, iterations=40, tolerance=TOLERANCE)
 
 
 def parametric(e: Estimate, count: int, seed: int) -> Resamples:
     """Log losses redrawn about the fitted law with the noise of the fit, design unchanged."""
     rng = np.random.default_rng(seed)
     t = e.model.from_theta(e.optimum.theta)
-    centre = e.model.residuals(t)[0] + e.model.z
-    z = centre + draw_noise(e, count, rng)
+    z = e.model.log_law(t) + draw_noise(e, count, rng)
     w = e.weights[None]
     start = candidates(e, rng, cloud=200)
-    predicted = e.model.residuals(start) + e.model.z  # ln(law) of every candidate
+    predicted = e.model.log_law(start)
     rows = max(16, CHUNK_CELLS // len(e.loss) // 8)
     theta, objective = [], []
     for first in range(0, count, rows):
         part = z[first : first + rows]
-        scores = huber(predicted[None] - part[:, None], e.delta) @ e.weights
+        scores = huber(gap(predicted[None], part[:, None], e.model.absolute), e.delta) @ e.weights
         at, _ = minimise(
             e.model, start[np.argmin(scores, 1)], w, e.delta, z=part, iterations=12, exact=False, tolerance=1e-4
         )
-        at, f = minimise(e.model, at, w, e.delta, z=part)
+        at, f = minimise(e.model, at, w, e.delta, z=part, iterations=40, tolerance=TOLERANCE)
         theta.append(e.model.to_theta(at))
         objective.append(f)
     return Resamples(theta=np.concatenate(theta), objective=np.concatenate(objective), method="parametric")

@@ -7,7 +7,7 @@ import numpy as np
 
 from analysis.law import Law, named
 from analysis.noise import Noise, noise_of
-from analysis.objective import Model, model_of
+from analysis.objective import Model, gap, model_of
 from analysis.optimum import Optimum, optimise
 from analysis.rows import Array, Points
 from gopher.errors import UsageError
@@ -28,7 +28,8 @@ class Estimate:
     pinned: Mapping[str, float]
     model: Model
     optimum: Optimum
-    noise: Noise
+    noise: Noise  # of ln(loss)
+    objective_sd: float | None  # of a residual of weight 1 in the units of the objective
 
     @property
     def params(self) -> dict[str, float]:
@@ -41,7 +42,7 @@ class Estimate:
     @property
     def residuals(self) -> Array:
         """ln(loss) - ln(law): positive where a run is worse than the law."""
-        return -self.model.residuals(self.model.from_theta(self.optimum.theta))[0]
+        return self.model.z - self.model.log_law(self.model.from_theta(self.optimum.theta))[0]
 
 
 def law_inputs(law: Law, points: Points, parameters: str = "auto") -> dict[str, Array]:
@@ -91,7 +92,8 @@ def estimate(
     design = design_of(inputs)
     weights = 1.0 / np.bincount(design)[design] if seeds == "mean" else np.ones(len(loss))
     optimum = optimise(model, inputs, weights, delta, held, wide)
-    residuals = model.residuals(model.from_theta(optimum.theta))[0]
+    fitted = model.log_law(model.from_theta(optimum.theta))[0]
+    seen = gap(fitted, model.z, model.absolute)
     return Estimate(
         law=law,
         points=points,
@@ -102,5 +104,6 @@ def estimate(
         pinned=held,
         model=model,
         optimum=optimum,
-        noise=noise_of(residuals, design, weights, model.size),
+        noise=noise_of(fitted - model.z, design, weights, model.size),
+        objective_sd=noise_of(seen, design, weights, model.size).unit_sd_log,
     )

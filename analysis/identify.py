@@ -12,8 +12,8 @@ from scipy import stats
 
 from analysis.bootstrap import Resamples
 from analysis.estimate import Estimate, design_of
-from analysis.law import named
-from analysis.objective import Model, model_of
+from analysis.law import SumLaw, named
+from analysis.objective import Model, gap, model_of
 from analysis.optimum import minimise
 from analysis.rows import Array
 
@@ -102,16 +102,20 @@ def optimum_reasons(e: Estimate) -> list[str]:
 
 def at_bound(e: Estimate) -> list[str]:
     gradient = e.law.gradient(e.params, e.inputs)
+    limits = getattr(e.law, "limits", {})
     reasons = []
     for i, (name, is_log) in enumerate(zip(e.law.parameters, e.law.logged(), strict=True)):
         if name in e.pinned:
             continue
         value = e.params[name]
-        if is_log and np.abs(gradient[:, i]).max() < VANISHING:
+        low, high = limits.get(name, (-np.inf, np.inf))
+        if not low < e.optimum.theta[i] < high:
+            reasons.append(f"{name} is at its bound: it ran to {value:.4g}, where larger values make no difference")
+        elif is_log and np.abs(gradient[:, i]).max() < VANISHING:
             reasons.append(
                 f"{name} is at its bound: at {value:.4g} it changes no loss by more than {100 * VANISHING:g} %, so the data carry no such term"
             )
-        elif not is_log and not EXPONENT_START < value < EXPONENT_END:
+        elif not is_log and isinstance(e.law, SumLaw) and not EXPONENT_START < value < EXPONENT_END:
             reasons.append(f"{name} is at its bound: {value:.4g} is outside {EXPONENT_START:g} to {EXPONENT_END:g}")
     return reasons
 
@@ -123,8 +127,8 @@ def deviance_scale(e: Estimate) -> float:
     E[psi'] from the share of residuals within a bandwidth, since very few lie within a small delta.
     """
     if e.delta is None:
-        return np.inf if not e.noise.unit_sd_log else 2.0 / e.noise.unit_sd_log**2
-    r = e.residuals
+        return np.inf if not e.objective_sd else 2.0 / e.objective_sd**2
+    r = gap(e.model.z - e.residuals, e.model.z, e.law.absolute)
     width = max(e.delta, 0.4 * float(np.median(np.abs(r))) / 0.6745)
     slope = float((np.abs(r) <= width).mean()) * e.delta / width
     square = float((np.clip(r, -e.delta, e.delta) ** 2).sum()) / max(len(r) - e.free, 1)
@@ -138,10 +142,11 @@ def limit(e: Estimate) -> float:
     return float(stats.chi2.ppf(0.95, 1))
 
 
-def profiles(e: Estimate, points: int = 33) -> tuple[Profile, ...]:
+def profiles(e: Estimate) -> tuple[Profile, ...]:
     """The profile of every free parameter; empty without a noise estimate."""
     if not e.noise.prediction_dof or not np.isfinite(deviance_scale(e)):
         return ()
+    points = 33 if isinstance(e.law, SumLaw) else 17  # a law with a formula of its own costs ten times as much
     raw = model_of(e.law, e.inputs, e.loss, e.pinned, centred=False)
     return tuple(profile(e, raw, name, points) for name in e.law.parameters if name not in e.pinned)
 
@@ -150,13 +155,15 @@ def profile(e: Estimate, raw: Model, name: str, points: int) -> Profile:
     """One parameter held on a grid around its estimate and at its far ends, the others refitted from the optimum."""
     free = [n for n in e.law.parameters if n not in e.pinned]
     column, is_log = free.index(name), bool(e.law.logged()[e.law.parameters.index(name)])
+    low, high = getattr(e.law, "limits", {}).get(name, (-np.inf, np.inf))
     centred = name not in {n for n, lg in zip(e.law.parameters, e.law.logged(), strict=True) if lg}
     best = e.optimum.theta[e.law.parameters.index(name)]
-    grid = profile_grid(e, name, best, is_log, points)
+    grid = np.unique(np.clip(profile_grid(e, name, best, is_log, points), low, high))
     model = e.model if centred and not is_log else raw
     start = follow(e, model, column, grid)
-    t, f = minimise(model, start, e.weights[None], e.delta, held=column, iterations=80)
-    f = np.minimum(f, minimise(model, t, e.weights[None], e.delta, held=column, iterations=80)[1])
+    t, f = minimise(model, start, e.weights[None], e.delta, held=column, iterations=60)
+    if isinstance(e.law, SumLaw):
+        f = np.minimum(f, minimise(model, t, e.weights[None], e.delta, held=column, iterations=80)[1])
     excess = deviance_scale(e) * np.maximum(f - e.optimum.objective, 0.0)
     values = np.exp(grid) if is_log else grid
     return Profile(parameter=name, values=tuple(map(float, values)), excess=tuple(map(float, excess)), limit=limit(e))
@@ -166,8 +173,9 @@ def profile_grid(e: Estimate, name: str, best: float, is_log: bool, points: int)
     """Values dense around the estimate (in standard errors) and reaching the ends at which the term is gone or saturated."""
     se = min(standard_error(e, name), 2.0 if is_log else 0.5)
     near = best + se * np.sinh(np.linspace(-2.8, 2.8, points)) / 1.6
-    far = np.array([best - 12.0, best + 12.0]) if is_log else np.array([EXPONENT_START, EXPONENT_END])
-    if not is_log:
+    far = np.array([best - 12.0, best + 12.0])
+    if not is_log and isinstance(e.law, SumLaw):
+        far = np.array([EXPONENT_START, EXPONENT_END])
         near = near[(near > EXPONENT_START) & (near < EXPONENT_END)]
     return np.unique(np.concatenate([near, far, [best]]))
 
@@ -226,16 +234,20 @@ def resample_reasons(e: Estimate, r: Resamples | None) -> list[str]:
         if name in e.pinned:
             continue
         values = r.theta[:, i]
-        out = (
-            values < e.optimum.theta[i] - 6.0
-            if is_log and name == "E"
-            else np.zeros(1, bool)
-            if is_log
-            else (values < EXPONENT_START) | (values > EXPONENT_END)
-        )
+        out = resampled_out(e, name, is_log, values, float(e.optimum.theta[i]))
         if out.mean() > UNSTABLE:
             reasons.append(f"{name} is not determined: it runs to an end in {100 * out.mean():.0f} % of the resamples")
     return reasons
+
+
+def resampled_out(e: Estimate, name: str, is_log: bool, values: Array, best: float) -> Array:
+    """Which resamples have this parameter at an end: a floor gone, an exponent out of range, a scale off by e^8."""
+    if not isinstance(e.law, SumLaw):
+        low, high = getattr(e.law, "limits", {}).get(name, (best - 8.0, best + 8.0))
+        return (values <= low) | (values >= high)
+    if is_log:
+        return values < best - 6.0 if name == "E" else np.zeros(len(values), bool)
+    return (values < EXPONENT_START) | (values > EXPONENT_END)
 
 
 def judge(e: Estimate, r: Resamples | None) -> tuple[Verdict, tuple[Profile, ...]]:

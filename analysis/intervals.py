@@ -43,7 +43,7 @@ def prediction_intervals(
     size = len(next(iter(targets.values())))
     if e.noise.prediction_sd_log is None:
         return {level: (np.full(size, np.nan), np.full(size, np.nan)) for level in levels}
-    if resamples is None or (resamples.method == "parametric" and e.delta is None):
+    if resamples is None or (resamples.method == "parametric" and e.delta is None and not e.law.absolute):
         return profiled(e, targets, levels, runs if noise else None)
     return sampled(e, resamples, targets, levels, runs if noise else None, seed)
 

@@ -9,7 +9,7 @@ of them in `analysis.laws`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +37,16 @@ class Law(Protocol):
     @property
     def delta(self) -> float | None:
         """Huber delta on log residuals by default; None is least squares."""
+        ...
+
+    @property
+    def absolute(self) -> bool:
+        """Whether residuals are of the loss itself instead of its logarithm."""
+        ...
+
+    @property
+    def counts(self) -> str:
+        """Parameter count it is defined for (total, non_embedding), or auto."""
         ...
 
     @property
@@ -126,6 +136,8 @@ class SumLaw:
     name: str
     terms: tuple[Term, ...]
     delta: float | None = None
+    absolute: bool = False
+    counts: str = "auto"
     simpler: str | None = None
     derive: Callable[[Quantities], Quantities] = nothing
     allocation: Callable[[Quantities, float], Quantities] = no_allocation
@@ -190,7 +202,12 @@ class CurveLaw:
     log_loss: Callable[[Array, Mapping[str, Any]], Array]
     log_gradient: Callable[[Array, Mapping[str, Any]], Array]
     starts: Callable[[Mapping[str, Any], Array], Array]  # internal starts from inputs and loss
+    limits: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # of internal parameters; being there is a finding
     delta: float | None = None
+    absolute: bool = False
+    counts: str = "auto"
     simpler: str | None = None
     derive: Callable[[Quantities], Quantities] = nothing
     allocation: Callable[[Quantities, float], Quantities] = no_allocation

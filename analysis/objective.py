@@ -1,4 +1,6 @@
-"""The objective of a law on data: sum of w * Huber(ln L_law - ln L, delta), with exact derivatives, for a batch of parameters.
+"""The objective of a law on data, with exact derivatives, for a batch of parameters at once.
+
+    sum of w * Huber(residual, delta), residual = ln(law) - ln(loss), or law - loss where a published recipe says so
 
 One row of a batch is one fit: its own parameters, weights (bootstrap counts) and, where the data are redrawn, its own
 log losses. Float64 and centred logarithms throughout: with raw ln N the Gauss-Newton condition number of the
@@ -33,8 +35,11 @@ class Model(Protocol):
     @property
     def law(self) -> Law: ...
 
-    def residuals(self, t: Array, z: Array | None = None) -> Array:
-        """ln(law) - ln(loss): (batch, points)."""
+    limits: tuple[Array, Array]  # lowest and highest coordinates
+    absolute: bool  # residuals of the loss instead of its logarithm
+
+    def log_law(self, t: Array) -> Array:
+        """ln(law): (batch, points)."""
         ...
 
     def evaluate(
@@ -52,15 +57,31 @@ class Model(Protocol):
         ...
 
 
-def weigh(residual: Array, w: Array, delta: float | None, exact: bool) -> tuple[Array, Array, Array]:
-    """(objective, psi, curvature) of weighted Huber residuals: psi = w rho', curvature = w rho'' or its IRLS majoriser."""
+def gap(fitted: Array, z: Array, absolute: bool) -> Array:
+    """The residual that the objective sees: ln(law) - ln(loss), or law - loss; `fitted` and `z` are logarithms."""
+    return np.exp(fitted) - np.exp(z) if absolute else fitted - z
+
+
+def weigh(
+    fitted: Array, z: Array, w: Array, delta: float | None, exact: bool, absolute: bool
+) -> tuple[Array, Array, Array]:
+    """(objective, psi, outer): its slope in ln(law) and the weight of the outer product of gradients in its Hessian.
+
+    The Hessian is sum outer g g' + psi d2(ln law); exact=False replaces it by the IRLS (Gauss-Newton) majoriser.
+    """
+    residual = gap(fitted, z, absolute)
     value = (huber(residual, delta) * w).sum(1)
     if delta is None:
-        return value, residual * w, np.broadcast_to(w, residual.shape)
-    psi = np.clip(residual, -delta, delta) * w
-    size = np.abs(residual)
-    curvature = w * (size <= delta) if exact else w * np.minimum(1.0, delta / np.maximum(size, 1e-300))
-    return value, psi, curvature
+        psi, outer = residual * w, np.broadcast_to(w, residual.shape)
+    else:
+        psi = np.clip(residual, -delta, delta) * w
+        size = np.abs(residual)
+        outer = w * (size <= delta) if exact else w * np.minimum(1.0, delta / np.maximum(size, 1e-300))
+    if absolute:
+        level = np.exp(fitted)
+        outer = outer * level**2 + (psi * level if exact else 0.0)
+        psi = psi * level
+    return value, psi, outer
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +115,11 @@ class SumModel:
     def __init__(
         self, law: SumLaw, inputs: Mapping[str, Any], loss: Array, pinned: Mapping[str, float], centred: bool = True
     ) -> None:
-        self.law, self.z = law, np.log(np.asarray(loss, float))
+        self.law, self.z, self.absolute = law, np.log(np.asarray(loss, float)), law.absolute
         raw = [self._matrix(term.factors, inputs) for term in law.terms]
         self.coordinates = coordinates(law, pinned, self._centre(raw, pinned) if centred else None)
         self.size = self.coordinates.basis.shape[1]
+        self.limits = (np.full(self.size, -np.inf), np.full(self.size, np.inf))
         # ln term = offset + features @ t[columns]; most columns of a term are zero and dropped
         self.terms: list[tuple[Array, Array, Array]] = []
         for matrix in raw:
@@ -146,19 +168,18 @@ class SumModel:
             share /= total
         return top + np.log(total), shares
 
-    def residuals(self, t: Array, z: Array | None = None) -> Array:
-        return self._parts(t)[0] - (self.z if z is None else z)
+    def log_law(self, t: Array) -> Array:
+        return self._parts(t)[0]
 
     def evaluate(
         self, t: Array, w: Array, delta: float | None, exact: bool, z: Array | None = None
     ) -> tuple[Array, Array, Array]:
         fitted, shares = self._parts(t)
-        value, psi, curvature = weigh(fitted - (self.z if z is None else z), w, delta, exact)
+        value, psi, outer = weigh(fitted, self.z if z is None else z, w, delta, exact, self.absolute)
         gradient = np.zeros((len(t), self.size))
         hessian = np.zeros((len(t), self.size, self.size))
-        # d2 r = sum_k p_k x_k x_k' - (sum_k p_k x_k)(...)', so the exact Hessian needs only shares and features:
-        # sum_i (curvature - psi) g g' + psi sum_k p_k x_k x_k'
-        outer = curvature - psi if exact else curvature
+        # d2(ln law) = sum_k p_k x_k x_k' - g g' with g = sum_k p_k x_k, so the exact Hessian needs only shares and features
+        outer = outer - psi if exact else outer
         for k, (rows, features, _) in enumerate(self.terms):
             gradient[:, rows] += (psi * shares[k]) @ features
             weighted = outer * shares[k]
@@ -175,13 +196,15 @@ class SumModel:
 
 
 class CurveModel:
-    """A `CurveLaw` on data: its own Jacobian, second derivatives by central differences of that Jacobian."""
+    """A `CurveLaw` on data: its own Jacobian, second derivatives by differences of its gradient."""
 
     def __init__(self, law: CurveLaw, inputs: Mapping[str, Any], loss: Array, pinned: Mapping[str, float]) -> None:
-        self.law, self.z = law, np.log(np.asarray(loss, float))
+        self.law, self.z, self.absolute = law, np.log(np.asarray(loss, float)), law.absolute
         self.inputs = {name: inputs[name] for name in law.inputs}
         self.coordinates = coordinates(law, pinned)
         self.size = self.coordinates.basis.shape[1]
+        ends = [law.limits.get(name, (-np.inf, np.inf)) for name in law.parameters if name not in pinned]
+        self.limits = (np.array([low for low, _ in ends]), np.array([high for _, high in ends]))
 
     def from_theta(self, theta: Array) -> Array:
         return self.coordinates.from_theta(theta)
@@ -189,8 +212,8 @@ class CurveModel:
     def to_theta(self, t: Array) -> Array:
         return self.coordinates.to_theta(t)
 
-    def residuals(self, t: Array, z: Array | None = None) -> Array:
-        return self.law.log_predict(self.to_theta(t), self.inputs) - (self.z if z is None else z)
+    def log_law(self, t: Array) -> Array:
+        return self.law.log_predict(self.to_theta(t), self.inputs)
 
     def _jacobian(self, t: Array) -> Array:
         return self.law.log_gradient(self.to_theta(t), self.inputs) @ self.coordinates.basis
@@ -198,16 +221,15 @@ class CurveModel:
     def evaluate(
         self, t: Array, w: Array, delta: float | None, exact: bool, z: Array | None = None
     ) -> tuple[Array, Array, Array]:
-        value, psi, curvature = weigh(self.residuals(t, z), w, delta, exact)
+        value, psi, outer = weigh(self.log_law(t), self.z if z is None else z, w, delta, exact, self.absolute)
         jacobian = self._jacobian(t)
         gradient = np.einsum("bn,bnp->bp", psi, jacobian)
-        hessian = np.einsum("bn,bnp,bnq->bpq", curvature, jacobian, jacobian)
+        hessian = np.einsum("bn,bnp,bnq->bpq", outer, jacobian, jacobian)
         if exact:
             for j in range(self.size):
                 step = np.zeros(self.size)
-                step[j] = 1e-5
-                change = (self._jacobian(t + step) - self._jacobian(t - step)) / 2e-5
-                hessian[:, j] += np.einsum("bn,bnp->bp", psi, change)
+                step[j] = 1e-6
+                hessian[:, j] += (np.einsum("bn,bnp->bp", psi, self._jacobian(t + step)) - gradient) / 1e-6
             hessian = 0.5 * (hessian + hessian.transpose(0, 2, 1))
         return value, gradient, hessian
 

@@ -60,8 +60,8 @@ def minimise(
     for _ in range(iterations):
         if len(active) == 0:
             break
-        step = newton_step(g, h, damping[active], exact, held)
-        trial = t[active] + step
+        step = newton_step(g, h, damping[active], exact, frozen(model, t[active], g, held))
+        trial = np.clip(t[active] + step, *model.limits)
         f_new, g_new, h_new = model.evaluate(trial, w[active], delta, exact, None if z is None else z[active])
         better = np.isfinite(f_new) & (f_new < best[active])
         gain = (best[active] - f_new) / np.maximum(best[active], 1e-300)
@@ -76,13 +76,21 @@ def minimise(
     return t, best
 
 
-def newton_step(g: Array, h: Array, damping: Array, exact: bool, held: int | None) -> Array:
-    """Damped step per row in coordinates scaled by the diagonal; eigenvalues are made positive where the Hessian is exact."""
+def frozen(model: Model, t: Array, g: Array, held: int | None) -> Array | None:
+    """Coordinates that do not move: the held one, and those at a limit that the gradient pushes against; None for none."""
+    low, high = model.limits
+    mask = ((t <= low) & (g > 0)) | ((t >= high) & (g < 0))
     if held is not None:
-        g = g.copy()
-        h = h.copy()
-        g[:, held], h[:, held, :], h[:, :, held], h[:, held, held] = 0.0, 0.0, 0.0, 1.0
+        mask[:, held] = True
+    return mask if mask.any() else None
+
+
+def newton_step(g: Array, h: Array, damping: Array, exact: bool, still: Array | None) -> Array:
+    """Damped step per row in coordinates scaled by the diagonal; eigenvalues are made positive where the Hessian is exact."""
     size = g.shape[1]
+    if still is not None:
+        g = np.where(still, 0.0, g)
+        h = np.where(still[:, :, None] | still[:, None, :], np.eye(size), h)
     scale = np.sqrt(np.maximum(np.abs(np.einsum("bii->bi", h)), 1e-30))
     scaled, slope = h / (scale[:, :, None] * scale[:, None, :]), g / scale
     if exact:
@@ -202,6 +210,8 @@ def optimise(
     minima = distinct(model, t, f, w, delta, floor)
     _, g, h = model.evaluate(t[:1], w, delta, False)
     _, slope, _ = model.evaluate(t[:1], w, delta, True)
+    at_limit = frozen(model, t[:1], slope, None)
+    slope = slope if at_limit is None else np.where(at_limit, 0.0, slope)
     scale = np.sqrt(np.maximum(np.einsum("bii->bi", h), 1e-300))
     other = minima[1] if len(minima) > 1 else None
     return Optimum(

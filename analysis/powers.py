@@ -93,7 +93,10 @@ def chinchilla_tied() -> SumLaw:
 
 
 def overtraining() -> SumLaw:
-    """L = E + (a M^eta + b M^-eta) C^-eta, M = tokens per parameter (Gadre et al. 2024, eq. 4)."""
+    """L = E + (a M^eta + b M^-eta) C^-eta, M = tokens per parameter (Gadre et al. 2024, eq. 4).
+
+    With C = 6 N D this is approach 3 with one exponent, -2 eta, for N and D. They fit absolute residuals.
+    """
     return SumLaw(
         name="overtraining",
         terms=(
@@ -101,7 +104,10 @@ def overtraining() -> SumLaw:
             Term(factors=(("b", "1", 1.0), ("eta", "flops", -1.0), ("eta", "ratio", -1.0))),
             floor(),
         ),
+        absolute=True,
+        counts="total",
         simpler="flops",
+        derive=lambda p: {"exponent": -2 * p["eta"]},
     )
 
 

@@ -9,6 +9,7 @@ R* large means that repetition costs nothing. 1 - exp(-R / R*) is computed by ex
 large R* and makes a false minimum there.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from analysis.optimum import projected_starts
 from analysis.powers import chinchilla
 from analysis.rows import Array
 
+WORTHS = (math.log(1e-2), math.log(1e5))  # of ln R*: beyond, no number of repetitions anybody runs tells values apart
 NAMES = ("A", "B", "E", "alpha", "beta", "R_D", "R_N")
 
 
@@ -117,5 +119,6 @@ def data_constrained() -> CurveLaw:
         log_loss=log_loss,
         log_gradient=log_gradient,
         starts=starts,
+        limits={"R_D": WORTHS, "R_N": WORTHS},
         delta=1e-3,
     )
