@@ -3,13 +3,15 @@
 A run that the fit leaves out is still a curve: its loss belongs in the picture of all runs and of learning rates.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from analysis.points import Array, Points
+from analysis.points import integer, positive, training_runs
+from analysis.rows import Array, Points
 
 HISTORIES = ("val/loss", "val/tokens", "val/flops")
 
@@ -58,22 +60,14 @@ def fitted(curves: Sequence[Curve], points: Points) -> list[Curve]:
 
 def curves_from_mlflow(tracking_uri: str, experiment: str) -> list[Curve]:
     """Every training run (tag kind=train) of the experiment with its validation curve, smallest rung first."""
-    from mlflow.tracking import MlflowClient
+    runs = training_runs(tracking_uri, experiment)  # also turns MLflow's telemetry off before it is imported
+    from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=tracking_uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return []
-    runs: list[Any] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs([found.experiment_id], "tags.kind = 'train'", max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            break
     curves = [curve_of(client, run) for run in runs]
-    return sorted(curves, key=lambda c: (c.params_non_embedding or c.params_total or 0.0, c.rung, c.seed or 0, c.run_id))
+    return sorted(
+        curves, key=lambda c: (c.params_non_embedding or c.params_total or 0.0, c.rung, c.seed or 0, c.run_id)
+    )
 
 
 def curve_of(client: Any, run: Any) -> Curve:
@@ -84,24 +78,11 @@ def curve_of(client: Any, run: Any) -> Curve:
         rung=tags.get("rung") or params.get("rung", "?"),
         name=run.info.run_name or "",
         mlflow_run=run.info.run_id,
-        seed=whole(tags.get("seed") or params.get("seed")),
+        seed=integer(params.get("seed", tags.get("seed"))),
         state=tags.get("status.state"),
-        learning_rate=real(params.get("optim.lr")),
-        params_total=real(params.get("model.n_params")),
-        params_non_embedding=real(params.get("model.n_params_nonemb")),
+        learning_rate=positive(params.get("optim.lr")),
+        params_total=positive(params.get("model.n_params")),
+        params_non_embedding=positive(params.get("model.n_params_nonemb")),
         series={key: {m.step: m.value for m in history} for key, history in histories.items()},
-        final={k: v for k, v in metrics.items() if k.startswith("final/") and np.isfinite(v)},
+        final={k: v for k, v in metrics.items() if k.startswith("final/") and math.isfinite(v)},
     )
-
-
-def real(text: str | None) -> float | None:
-    """A number from a parameter's text, None when it is absent or no number."""
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return None
-
-
-def whole(text: str | None) -> int | None:
-    value = real(text)
-    return None if value is None or not np.isfinite(value) else int(value)

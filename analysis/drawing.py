@@ -1,7 +1,7 @@
 """How every figure is drawn and saved: one style, log axes with plain ticks, direct labels, the same bytes every time.
 
-A figure is 400 units wide with type of 11 units and more: read at 400 CSS pixels on a telephone and larger elsewhere,
-it never falls below 11 pixels. matplotlib is used without pyplot, so nothing global is touched.
+A figure is as wide as the text of a page 400 pixels wide, with type of 11.5 units and more: on a telephone and anywhere
+larger it never falls below 11 pixels. matplotlib is used without pyplot, so nothing global is touched.
 """
 
 import hashlib
@@ -18,30 +18,42 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Page
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.numbers import fixed, power_of_ten, tick
-from analysis.points import Array
+from analysis.rows import Array
 
-WIDTH = 400  # units of a figure; height follows from what it shows
+WIDTH = 376  # units of a figure; height follows from what it shows
 INK, MUTED, GRID, ZONE = "#1b1b1b", "#595959", "#e4e4e4", "#f3f0e6"
-MEASURED, PREDICTED, LAW = "#0072B2", "#C04F00", "#1b1b1b"  # C04F00: Okabe-Ito vermilion, darker so that text in it is readable
+MEASURED, PREDICTED, LAW = (
+    "#0072B2",
+    "#C04F00",
+    "#1b1b1b",
+)  # C04F00: Okabe-Ito vermilion, darker so that text in it is readable
 # Okabe-Ito in the order of the run colours in MLflow; marker and dash tell the same without colour
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#1b1b1b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (9, 3, 3, 3)), (0, (4, 4)))
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (6, 2)),
+    (0, (2, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (1, 1)),
+    (0, (9, 3, 3, 3)),
+    (0, (4, 4)),
+)
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 11.5,
-    "axes.titlesize": 12.5,
-    "axes.titleweight": "bold",
+    "axes.titlesize": 11.5,
     "axes.titlelocation": "left",
-    "axes.labelsize": 11.5,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "legend.fontsize": 11,
+    "axes.labelsize": 12,
+    "xtick.labelsize": 11.5,
+    "ytick.labelsize": 11.5,
+    "legend.fontsize": 11.5,
     "legend.frameon": False,
     "legend.handlelength": 1.6,
     "legend.borderaxespad": 0.2,
@@ -111,25 +123,26 @@ def marks(names: Sequence[str]) -> dict[str, Mark]:
 
 
 @contextmanager
-def sheet(title: str, height: int = 300, rows: int = 1, columns: int = 1, key: bool = False) -> Iterator[tuple[Any, Any]]:
-    """(page, axes) in the house style; axes is one Axes, or a flat list of them when there are several.
-    key=True leaves room for a colour key between the title and the axes."""
+def sheet(title: str, height: int = 300, rows: int = 1, columns: int = 1) -> Iterator[tuple[Any, Any]]:
+    """(page, axes) in the house style; axes is one Axes, or a flat list of them when there are several."""
     with matplotlib.rc_context(STYLE):
-        page = Page(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        page = Page(figsize=(WIDTH / 72, height / 72), layout=ConstrainedLayoutEngine(w_pad=3 / 72, h_pad=3 / 72))
         FigureCanvasAgg(page)
-        page.get_layout_engine().set(w_pad=3 / 72, h_pad=3 / 72)
         axes = page.subplots(rows, columns, squeeze=False).ravel().tolist()
-        if len(axes) == 1 and not key:
-            axes[0].set_title(title, pad=8)
-        else:
-            page.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+        page.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
         yield page, axes[0] if len(axes) == 1 else axes
 
 
 def finish(page: Any, name: str, title: str, alt: str, caption: str, table: Table) -> Figure:
     """The page as a `Figure`; the same page gives the same bytes."""
     return Figure(
-        name=name, title=title, alt=alt, caption=caption, svg=svg_text(page, name, alt), png=png_bytes(page), table=table
+        name=name,
+        title=title,
+        alt=alt,
+        caption=caption,
+        svg=svg_text(page, name, alt),
+        png=png_bytes(page),
+        table=table,
     )
 
 
@@ -159,7 +172,7 @@ def own_ids(svg: str, name: str) -> str:
 
 
 def png_bytes(page: Any) -> bytes:
-    """PNG at three pixels per unit (1,200 wide), without software or date fields."""
+    """PNG at three pixels per unit (1,128 wide), without software or date fields."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         page.savefig(buffer, format="png", dpi=216, metadata={"Software": None})
@@ -245,7 +258,7 @@ def padded(values: Any, share: float = 0.06, log: bool = True) -> tuple[float, f
 
 def label(ax: Any, x: float, y: float, text: str, dx: float = 0, dy: float = 0, **style: Any) -> None:
     """Text beside a point, `dx`, `dy` units off, with a white halo so that lines behind it do not touch it."""
-    options: dict[str, Any] = {"fontsize": 11, "color": INK, "ha": "left", "va": "center", "zorder": 6} | style
+    options: dict[str, Any] = {"fontsize": 11.5, "color": INK, "ha": "left", "va": "center", "zorder": 6} | style
     ax.annotate(
         text,
         (x, y),
@@ -260,10 +273,14 @@ def label(ax: Any, x: float, y: float, text: str, dx: float = 0, dy: float = 0, 
 def spread(positions: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
     """The nearest positions that keep `gap` between neighbours, in the given order of height, within [low, high]."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
-    blocks: list[tuple[float, list[int]]] = []  # (sum of wanted starts, members); neighbours that would overlap are merged
+    blocks: list[
+        tuple[float, list[int]]
+    ] = []  # (sum of wanted starts, members); neighbours that would overlap are merged
     for i in order:
         blocks.append((positions[i], [i]))
-        while len(blocks) > 1 and centre(blocks[-1], gap) - half(blocks[-1], gap) < centre(blocks[-2], gap) + half(blocks[-2], gap):
+        while len(blocks) > 1 and centre(blocks[-1], gap) - half(blocks[-1], gap) < centre(blocks[-2], gap) + half(
+            blocks[-2], gap
+        ):
             total, members = blocks.pop()
             blocks[-1] = (blocks[-1][0] + total, blocks[-1][1] + members)
     placed = [0.0] * len(positions)
@@ -302,8 +319,9 @@ def end_labels(ax: Any, ends: Sequence[tuple[float, float, str]], gap: float = 0
         label(ax, x, value(s), text, dx=dx)
 
 
-def band(ax: Any, x: Array, low: Array, high: Array, strength: float = 0.16, colour: str = LAW, name: str | None = None) -> None:
-    ax.fill_between(x, low, high, color=colour, alpha=strength, linewidth=0, label=name, zorder=1)
+def band(ax: Any, x: Array, ends: tuple[Array, Array], strength: float = 0.16, name: str | None = None) -> None:
+    """The area between two lines."""
+    ax.fill_between(x, *ends, color=LAW, alpha=strength, linewidth=0, label=name, zorder=1)
 
 
 def zone(ax: Any, start: float, text: str = "extrapolation") -> None:

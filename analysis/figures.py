@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap
 from scipy.interpolate import PchipInterpolator
@@ -34,8 +33,19 @@ from analysis.drawing import (
 )
 from analysis.fit import FitResult, HoldOut, Prediction
 from analysis.forecast import Forecast
-from analysis.numbers import count, interval, known, number, percent, plural, power_of_ten, rung_name, tick, with_interval
-from analysis.points import Array
+from analysis.numbers import (
+    count,
+    interval,
+    known,
+    number,
+    percent,
+    plural,
+    power_of_ten,
+    rung_name,
+    tick,
+    with_interval,
+)
+from analysis.rows import Array
 from analysis.tasks import TaskScore
 from analysis.words import axis_words, equation, law_words
 
@@ -91,7 +101,11 @@ def ladder(fit: FitResult, curves: Sequence[Curve] = ()) -> Figure | None:
     grid = np.geomspace(float(x.min()), edge, STEPS)
     law = fit.predict({axis: grid})
     name = {"params": "loss_vs_params", "flops": "loss_vs_flops", "tokens": "loss_vs_tokens_fit"}[axis]
-    title = {"params": "Loss against model size", "flops": "Loss against training compute", "tokens": "Loss against tokens"}
+    title = {
+        "params": "Loss against model size",
+        "flops": "Loss against training compute",
+        "tokens": "Loss against tokens",
+    }
     with sheet(title[axis], height=365 if curves else 330) as (page, ax):
         size_axis(ax.xaxis, start, edge, axis_words(axis, fit.parameters), powers=axis == "flops", most=5)
         held = main_holdout(fit)
@@ -105,7 +119,7 @@ def ladder(fit: FitResult, curves: Sequence[Curve] = ()) -> Figure | None:
         draw_holdout(ax, held, x, rungs)
         draw_targets(ax, targets, axis)
         if curves:
-            page.legend(loc="outside lower left", ncols=2)
+            page.legend(loc="outside lower left", ncols=2, columnspacing=1.0)
         else:
             ax.legend(loc="upper right")
     table = ladder_table(fit, x, loss, rungs, axis)
@@ -121,6 +135,8 @@ def loss_words(fit: FitResult) -> str:
     """validation loss (nats/token), bits per byte, or the metric's own name."""
     name = fit.points.rows[0].loss_name
     prefix = "validation " if "val" in name else ""
+    if "bpb" in name and "nats" in name:  # the source does not say which
+        return "loss"
     if "bpb" in name:
         return f"{prefix}bits per byte"
     return f"{prefix}loss (nats/token)" if "loss" in name or "nats" in name else name.replace("_", " ")
@@ -137,9 +153,11 @@ def draw_law(ax: Any, fit: FitResult, axis: str, grid: Array, law: Array, end: f
     for noise, strength, text in ((True, 0.09, None), (False, 0.2, "95 % band of the law")):
         ends = smooth_interval(fit, axis, grid, noise)
         if ends:
-            band(ax, grid, *ends, strength, name=text)
+            band(ax, grid, ends, strength, text)
     inside = grid <= end * 1.0001
-    ax.plot(grid[inside], law[inside], color=LAW, zorder=3, label=equation(fit.law, fit.params, axis) or law_words(fit.law))
+    ax.plot(
+        grid[inside], law[inside], color=LAW, zorder=3, label=equation(fit.law, fit.params, axis) or law_words(fit.law)
+    )
     ax.plot(grid[~inside], law[~inside], color=LAW, dashes=(4, 2), zorder=3)
 
 
@@ -174,7 +192,7 @@ def draw_holdout(ax: Any, held: HoldOut | None, x: Array, rungs: dict[str, Array
     at = float(np.exp(np.log(x[rungs[held.rung]]).mean())) * (high / low) ** 0.022
     if held.interval95:
         ax.plot([at, at], held.interval95, color=PREDICTED, lw=2.2, zorder=5, solid_capstyle="butt")
-    ax.plot([at], [held.predicted], "D", color=PREDICTED, ms=6, zorder=6, label=f"{rung_name(held.rung)} predicted from {held.fitted_rungs} smaller")
+    ax.plot([at], [held.predicted], "D", color=PREDICTED, ms=6, zorder=6, label=f"{rung_name(held.rung)}, predicted")
 
 
 def draw_targets(ax: Any, targets: Sequence[Prediction], axis: str) -> None:
@@ -184,7 +202,7 @@ def draw_targets(ax: Any, targets: Sequence[Prediction], axis: str) -> None:
             ax.plot([at, at], target.intervals["95"], color=PREDICTED, lw=1.4, zorder=5)
         ax.plot([at], [target.mean], "s", mfc="white", mec=PREDICTED, ms=6, zorder=6)
         name = power_of_ten(at) if axis == "flops" else count(at)
-        label(ax, at, target.mean, f"{name}: {number(target.mean, 3)}", dx=-6, dy=-12, ha="right")
+        label(ax, at, target.mean, f"{name}: {number(target.mean, 3)}", dx=8, dy=13, ha="right")
 
 
 def draw_curves(ax: Any, fit: FitResult, curves: Sequence[Curve], x_metric: str) -> list[tuple[float, float, str]]:
@@ -210,19 +228,41 @@ def ladder_table(fit: FitResult, x: Array, loss: Array, rungs: dict[str, Array],
         size = power_of_ten(mean_x, 3) if axis == "flops" else count(mean_x)
         held = next((h for h in fit.holdout if h.rung == name and h is main_holdout(fit)), None)
         guess = with_interval(held.predicted, *(held.interval95 or (None, None))) if held else ""
-        rows.append((rung_name(name), size, str(len(group)), number(mean_loss), number(fitted), percent(100 * (mean_loss / fitted - 1), True), guess))
-    head = ("rung", axis_words(axis, fit.parameters), "runs", "measured", "law", "measured vs law", "predicted from smaller rungs")
+        rows.append(
+            (
+                rung_name(name),
+                size,
+                str(len(group)),
+                number(mean_loss),
+                number(fitted),
+                percent(100 * (mean_loss / fitted - 1), True),
+                guess,
+            )
+        )
+    head = (
+        "rung",
+        {"params": "size", "flops": "FLOPs", "tokens": "tokens"}[axis],
+        "runs",
+        "loss",
+        "law",
+        "loss vs law",
+        "predicted [95 %]",
+    )
     if not any(row[-1] for row in rows):
         return Table(header=head[:-1], rows=tuple(row[:-1] for row in rows))
     return Table(header=head, rows=tuple(rows))
 
 
 def ladder_caption(fit: FitResult, axis: str, held: HoldOut | None, curves: bool) -> str:
-    parts = [f"Line: {law_words(fit.law)} fitted to all {plural(len(fit.points), 'run')}, dashed where nothing was measured."]
+    parts = [
+        f"Line: {law_words(fit.law)} fitted to all {plural(len(fit.points), 'run')}, dashed where nothing was measured."
+    ]
     if fit.noise and fit.noise.prediction_sd_log:
         parts.append("Dark band: 95 % interval of the law; light band: of one new run.")
     if held:
-        parts.append(f"Diamond and bar: {rung_name(held.rung)} as the smaller rungs alone predict it, with the 95 % prediction interval.")
+        parts.append(
+            f"Diamond and bar: {rung_name(held.rung)} as the smaller rungs alone predict it, with the 95 % prediction interval."
+        )
     if curves:
         parts.append("Thin lines: validation loss of every run during training, also of runs that the fit leaves out.")
     return " ".join(parts)
@@ -255,7 +295,7 @@ def joint(fit: FitResult, axis: str) -> Figure | None:
     title = "Loss against model size" if axis == "params" else "Loss against tokens"
     levels = [float(v) for v in np.exp(np.quantile(np.log(z), (0.1, 0.5, 0.9)))]
     grid = np.geomspace(float(x.min()), float(x.max()), STEPS)
-    with sheet(title, height=350, key=True) as (page, ax):
+    with sheet(title, height=350) as (page, ax):
         low, high = padded(x, 0.05)
         size_axis(ax.xaxis, low, high * (high / low) ** 0.16, axis_words(axis, fit.parameters), most=5)
         value_axis(ax.yaxis, *padded(loss, 0.06), loss_words(fit), log=True)
@@ -268,7 +308,7 @@ def joint(fit: FitResult, axis: str) -> Figure | None:
             line = fit.predict(at)
             ends_95 = fit.interval(at, level=95, noise=False)
             if np.isfinite(ends_95).all():
-                band(ax, grid, *ends_95, strength=0.14)
+                band(ax, grid, ends_95, 0.14)
             ax.plot(grid, line, color=LAW, linestyle=dash, lw=1.3, zorder=4)
             ends.append((float(grid[-1]), float(line[-1]), f"{symbol} = {count(level)}"))
         end_labels(ax, ends, dx=4)
@@ -307,21 +347,28 @@ def joint_compute(fit: FitResult) -> Figure | None:
     found = [isoflop_figures.allocation(fit, c) for c in grid]
     line = np.array([point["loss_opt"] for point, _ in found])
     bands = [np.percentile(s["loss_opt"][np.isfinite(s["loss_opt"])], (2.5, 97.5)) for _, s in found if s]
-    with sheet(title, height=350, key=True) as (page, ax):
+    with sheet(title, height=350) as (page, ax):
         size_axis(ax.xaxis, float(x.min()) / 1.3, edge, "training FLOPs", powers=True, most=6)
         value_axis(ax.yaxis, *padded(np.concatenate([loss, line]), 0.05), loss_words(fit), log=True)
         zone(ax, float(x.max()))
         shade_dots(page, ax, x, loss, inputs["params"], axis_words("params", fit.parameters))
         if bands:
-            band(ax, grid, *np.array(bands).T, strength=0.2, name="95 % band")
+            band(ax, grid, (np.array(bands)[:, 0], np.array(bands)[:, 1]), 0.2, "95 % band")
         inside = grid <= float(x.max()) * 1.001
         ax.plot(grid[inside], line[inside], color=LAW, zorder=4, label="lowest loss of the law at C = 6 N D")
         ax.plot(grid[~inside], line[~inside], color=LAW, dashes=(4, 2), zorder=4)
         draw_targets(ax, targets, "flops")
         ax.legend(loc="upper right")
-    budgets = sorted({*(10.0**e for e in range(int(np.ceil(np.log10(grid[0]))), int(np.log10(edge)) + 1)), *(p.inputs["flops"] for p in targets)})
+    budgets = sorted(
+        {
+            *(10.0**e for e in range(int(np.ceil(np.log10(grid[0]))), int(np.log10(edge)) + 1)),
+            *(p.inputs["flops"] for p in targets),
+        }
+    )
     rows = tuple(compute_row(fit, c, x, loss) for c in budgets)
-    alt = f"Loss of {len(loss)} runs against training FLOPs with the law's lowest loss at each budget: " + "; ".join(f"{r[1]} at {r[0]} FLOPs" for r in rows)
+    alt = f"Loss of {len(loss)} runs against training FLOPs with the law's lowest loss at each budget: " + "; ".join(
+        f"{r[1]} at {r[0]} FLOPs" for r in rows
+    )
     caption = "Line: the law's loss when each budget is split optimally between parameters and tokens; every run lies on it or above, within noise."
     header = ("FLOPs", "lowest loss of the law [95 %]", "best run within a factor of 2")
     return finish(page, "loss_vs_flops", title, alt + ".", caption, Table(header=header, rows=rows))
@@ -329,7 +376,9 @@ def joint_compute(fit: FitResult) -> Figure | None:
 
 def compute_row(fit: FitResult, flops: float, x: Array, loss: Array) -> tuple[str, str, str]:
     point, samples = isoflop_figures.allocation(fit, flops)
-    ends = np.percentile(samples["loss_opt"][np.isfinite(samples["loss_opt"])], (2.5, 97.5)) if samples else (None, None)
+    ends = (
+        np.percentile(samples["loss_opt"][np.isfinite(samples["loss_opt"])], (2.5, 97.5)) if samples else (None, None)
+    )
     near = loss[(x > flops / 2) & (x < flops * 2)]
     best = number(float(near.min())) if len(near) else "none"
     return power_of_ten(flops, 3).replace(".00", ""), with_interval(point["loss_opt"], *ends), best
@@ -345,8 +394,18 @@ def joint_table(fit: FitResult, x: Array, loss: Array, axis: str) -> Table:
         if inside.any():
             spread = f"{number(float(loss[inside].min()), 3)} – {number(float(loss[inside].max()), 3)}"
             typical = percent(float(np.sqrt((miss[inside] ** 2).mean())))
-            rows.append((f"{count(low)} – {count(high)}", str(int(inside.sum())), spread, percent(float(miss[inside].mean()), True), typical))
-    return Table(header=(axis_words(axis, fit.parameters), "runs", "losses", "mean residual", "rms residual"), rows=tuple(rows))
+            rows.append(
+                (
+                    f"{count(low)} – {count(high)}",
+                    str(int(inside.sum())),
+                    spread,
+                    percent(float(miss[inside].mean()), True),
+                    typical,
+                )
+            )
+    return Table(
+        header=(axis_words(axis, fit.parameters), "runs", "losses", "mean residual", "rms residual"), rows=tuple(rows)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ during training
@@ -361,17 +420,25 @@ def over_tokens(fit: FitResult, curves: Sequence[Curve]) -> Figure | None:
     right = max(float(x[-1]) for _, x, _ in series)
     lowest, ends_high = min(float(y.min()) for _, _, y in series), max(float(y[-1]) for _, _, y in series)
     highest = min(max(float(y.max()) for _, _, y in series), ends_high * 1.45)
-    left = min(float(x[max(0, int(np.argmax(y <= highest)) - 1)]) for _, x, y in series)  # from where the first line enters the frame
+    left = min(
+        float(x[max(0, int(np.argmax(y <= highest)) - 1)]) for _, x, y in series
+    )  # from where the first line enters the frame
     with sheet("Loss during training", height=320) as (page, ax):
         size_axis(ax.xaxis, left * 0.92, right * (right / left) ** 0.14, "tokens trained on", most=5)
         value_axis(ax.yaxis, *padded([lowest, highest], 0.05), loss_words(fit), log=True)
         ends = draw_curves(ax, fit, [c for c, _, _ in series], "val/tokens")
         end_labels(ax, ends)
-    finals = {}
+    finals: dict[str, list[tuple[float, float, float]]] = {}
     for c, x, y in series:
         finals.setdefault(c.rung, []).append((float(x[-1]), float(y[0]), float(y[-1])))
     rows = tuple(
-        (rung_name(rung), str(len(v)), count(max(t for t, _, _ in v)), number(np.mean([a for _, a, _ in v]), 4), number(np.mean([b for _, _, b in v]), 4))
+        (
+            rung_name(rung),
+            str(len(v)),
+            count(max(t for t, _, _ in v)),
+            number(np.mean([a for _, a, _ in v]), 4),
+            number(np.mean([b for _, _, b in v]), 4),
+        )
         for rung, v in finals.items()
     )
     table = Table(header=("rung", "runs", "tokens", "first evaluation shown", "last evaluation"), rows=rows)

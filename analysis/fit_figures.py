@@ -20,9 +20,21 @@ from analysis.drawing import (
     value_axis,
 )
 from analysis.fit import FitResult, HoldOut
-from analysis.numbers import count, fixed, interval, known, listed, number, percent, plural, power_of_ten, rung_name, with_interval
-from analysis.points import Array, Point
-from analysis.words import axis_words, convention, law_words, symbol
+from analysis.numbers import (
+    count,
+    fixed,
+    interval,
+    known,
+    listed,
+    number,
+    percent,
+    plural,
+    power_of_ten,
+    rung_name,
+    with_interval,
+)
+from analysis.rows import Array, Point
+from analysis.words import axis_words, law_words, symbol
 
 DOTS = 500  # of a bootstrap cloud that are drawn; all enter the numbers
 OTHER_MARKS = ("s", "x", "+", "^", "1")
@@ -47,29 +59,72 @@ def holdouts(fit: FitResult) -> Figure | None:
         return None
     title = "Predicting rungs from smaller ones"
     others = [other_percent(h, fit) for h in held]
-    errors = [v for h, o in zip(held, others, strict=True) for v in (h.error_percent, *interval_percent(h), *o.values())]
+    errors = [
+        v for h, o in zip(held, others, strict=True) for v in (h.error_percent, *interval_percent(h), *o.values())
+    ]
     names = list(dict.fromkeys(name for o in others for name in o))
     with sheet(title, height=95 + 16 * len(names) + 36 * len(held)) as (page, ax):
-        value_axis(ax.xaxis, *padded([*errors, 0.0], 0.08, log=False), "prediction against measurement, %", most=7)
+        value_axis(ax.xaxis, *padded([*errors, 0.0], 0.08, log=False), "prediction against measurement, %", most=5)
         ax.axvline(0, color=MUTED, lw=1)
         for i, (h, other) in enumerate(zip(held, others, strict=True)):
             ends = interval_percent(h)
             if ends:
-                ax.plot(ends, [i, i], color=PREDICTED, lw=2.2, solid_capstyle="butt", zorder=3, label="95 % interval" if i == 0 else None)
-            ax.plot([h.error_percent], [i], "D", color=PREDICTED, ms=6.5, zorder=5, label=law_words(h.law) if i == 0 else None)
+                ax.plot(
+                    ends,
+                    [i, i],
+                    color=PREDICTED,
+                    lw=2.2,
+                    solid_capstyle="butt",
+                    zorder=3,
+                    label="95 % interval" if i == 0 else None,
+                )
+            ax.plot(
+                [h.error_percent],
+                [i],
+                "D",
+                color=PREDICTED,
+                ms=6.5,
+                zorder=5,
+                label=law_words(h.law) if i == 0 else None,
+            )
             for k, name in enumerate(names):
                 at = [other[name]] if name in other else []
                 marker = OTHER_MARKS[k % len(OTHER_MARKS)]
-                ax.plot(at, [i] * len(at), marker, color=LAW, mfc="none", ms=7, mew=1.5, zorder=4, label=law_words(name) if i == 0 else None)
+                ax.plot(
+                    at,
+                    [i] * len(at),
+                    marker,
+                    color=LAW,
+                    mfc="none",
+                    ms=7,
+                    mew=1.5,
+                    zorder=4,
+                    label=law_words(name) if i == 0 else None,
+                )
         ax.set(ylim=(len(held) - 0.5, -0.6))
         ax.set_yticks(range(len(held)), [held_name(h) for h in held])
         ax.grid(False, axis="y")
         page.legend(loc="outside lower left", ncols=1 if any(len(law_words(n)) > 24 for n in (*names, fit.law)) else 2)
-    header = ("rung", "from", "measured", "predicted [95 %]", "error", "inside", "distance", *(law_words(n) for n in names))
-    rows = tuple((*holdout_row(h), *(percent(o.get(n), True) for n in names)) for h, o in zip(held, others, strict=True))
+    header = (
+        "rung",
+        "from",
+        "measured",
+        "predicted [95 %]",
+        "error",
+        "inside",
+        "distance",
+        *(law_words(n) for n in names),
+    )
+    rows = tuple(
+        (*holdout_row(h), *(percent(o.get(n), True) for n in names)) for h, o in zip(held, others, strict=True)
+    )
     alt = "Prediction errors of the largest rungs. " + " ".join(
         f"{rung_name(h.rung)} from {h.fitted_rungs} smaller rungs: {percent(h.error_percent, True)}"
-        + (f", 95 % interval {interval(*interval_percent(h))} %." if h.interval95 else ", no interval.")
+        + (
+            f", 95 % interval {interval(interval_percent(h)[0], interval_percent(h)[1])} %."
+            if h.interval95
+            else ", no interval."
+        )
         for h in held
     )
     caption = (
@@ -86,12 +141,21 @@ def held_name(h: HoldOut) -> str:
 
 def other_percent(h: HoldOut, fit: FitResult) -> dict[str, float]:
     """Error in percent of every other prediction of the same rung from the same smaller ones, by name."""
-    rivals = {r.law: r.predicted for r in fit.holdout if r.law != h.law and (r.rung, r.fitted_rungs) == (h.rung, h.fitted_rungs)}
-    naive = {n: v for n, v in h.baselines.items() if known(v) and not any(abs(v / q - 1) < 1e-6 for q in (h.predicted, *rivals.values()))}
+    rivals = {
+        r.law: r.predicted
+        for r in fit.holdout
+        if r.law != h.law and (r.rung, r.fitted_rungs) == (h.rung, h.fitted_rungs)
+    }
+    naive = {
+        n: v
+        for n, v in h.baselines.items()
+        if known(v) and not any(abs(v / q - 1) < 1e-6 for q in (h.predicted, *rivals.values()))
+    }
     return {name: 100 * (value / h.actual - 1) for name, value in (rivals | naive).items()}
 
 
 def interval_percent(h: HoldOut) -> tuple[float, ...]:
+    """Both ends relative to what was measured, or nothing."""
     return tuple(100 * (end / h.actual - 1) for end in h.interval95) if h.interval95 else ()
 
 
@@ -103,7 +167,15 @@ def inside(h: HoldOut) -> bool | None:
 def holdout_row(h: HoldOut) -> tuple[str, ...]:
     verdict = {True: "yes", False: "NO", None: "no interval"}[inside(h)]
     guess = with_interval(h.predicted, *(h.interval95 or (None, None)))
-    return (rung_name(h.rung), f"{h.fitted_rungs} rungs", number(h.actual), guess, percent(h.error_percent, True), verdict, f"{fixed(h.decades, 2)} decades")
+    return (
+        rung_name(h.rung),
+        f"{h.fitted_rungs} rungs",
+        number(h.actual),
+        guess,
+        percent(h.error_percent, True),
+        verdict,
+        f"{fixed(h.decades, 2)} decades",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ seeds and residuals
@@ -131,15 +203,36 @@ def seeds(fit: FitResult) -> Figure | None:
         ax.grid(False, axis="x")
         label(ax, len(off) - 0.4, sd, f"pooled ±{percent(sd)}", dx=-4, dy=8, ha="right", color=MUTED)
     rows = tuple(
-        (rung_name(name), str(len(v)), number(float(np.exp(np.log(loss[groups[name]]).mean()))), percent(float(np.std(v, ddof=1))), percent(float(np.ptp(v))))
+        (
+            rung_name(name),
+            str(len(v)),
+            number(float(np.exp(np.log(loss[groups[name]]).mean()))),
+            percent(float(np.std(v, ddof=1))),
+            percent(float(np.ptp(v))),
+        )
         for name, v in off.items()
     )
     single = [rung_name(name) for name in rungs if name not in groups]
     dof = fit.noise.seed_dof
     caption = f"Band: one pooled standard deviation, {percent(sd)} from {plural(dof, 'degree')} of freedom."
-    caption += f" {listed(single)} {'has' if len(single) == 1 else 'have'} one run each and say nothing about seeds." if single else ""
-    alt = f"Spread between seeds: pooled standard deviation {percent(sd)} of the loss. " + "; ".join(f"{r[0]}: {r[1]} runs, {r[3]}" for r in rows) + "."
-    return finish(page, "seed_spread", title, alt, caption, Table(header=("rung", "runs", "mean loss", "standard deviation", "range"), rows=rows))
+    caption += (
+        f" {listed(single)} {'has' if len(single) == 1 else 'have'} one run each and say nothing about seeds."
+        if single
+        else ""
+    )
+    alt = (
+        f"Spread between seeds: pooled standard deviation {percent(sd)} of the loss. "
+        + "; ".join(f"{r[0]}: {r[1]} runs, {r[3]}" for r in rows)
+        + "."
+    )
+    return finish(
+        page,
+        "seed_spread",
+        title,
+        alt,
+        caption,
+        Table(header=("rung", "runs", "mean loss", "standard deviation", "range"), rows=rows),
+    )
 
 
 def residuals(fit: FitResult) -> Figure | None:
@@ -163,13 +256,40 @@ def residuals(fit: FitResult) -> Figure | None:
         heights = spread([float(off[i]) for i in named], 0.13 * limit)
         for i, height in zip(named, heights, strict=True):
             right = x[i] < np.sqrt(x.min() * x.max())
-            label(ax, float(x[i]), height, run_words(fit.points.rows[i]), dx=7 if right else -7, ha="left" if right else "right", color=MUTED)
+            label(
+                ax,
+                float(x[i]),
+                height,
+                run_words(fit.points.rows[i]),
+                dx=7 if right else -7,
+                ha="left" if right else "right",
+                color=MUTED,
+            )
     order = worst(off, 8)
-    rows = tuple((fit.points.rows[i].run_id, rung_name(fit.points.rows[i].rung), count(x[i]) if axis != "flops" else power_of_ten(x[i]), percent(float(off[i]), True)) for i in order)
-    caption = "Above zero: worse than the law." + (f" Band: one residual standard deviation, {percent(sd)}." if sd else " Too few degrees of freedom for a residual scatter.")
+    rows = tuple(
+        (
+            fit.points.rows[i].run_id,
+            rung_name(fit.points.rows[i].rung),
+            count(x[i]) if axis != "flops" else power_of_ten(x[i]),
+            percent(float(off[i]), True),
+        )
+        for i in order
+    )
+    caption = "Above zero: worse than the law." + (
+        f" Band: one residual standard deviation, {percent(sd)}."
+        if sd
+        else " Too few degrees of freedom for a residual scatter."
+    )
     caption += f" The table names the {len(rows)} largest." if len(rows) < len(off) else ""
     alt = f"Residuals of {len(off)} runs against {axis_words(axis, fit.parameters)}: between {percent(float(off.min()), True)} and {percent(float(off.max()), True)}, largest at {run_words(fit.points.rows[order[0]])}."
-    return finish(page, "residuals", title, alt, caption, Table(header=("run", "rung", axis_words(axis, fit.parameters), "residual"), rows=rows))
+    return finish(
+        page,
+        "residuals",
+        title,
+        alt,
+        caption,
+        Table(header=("run", "rung", axis_words(axis, fit.parameters), "residual"), rows=rows),
+    )
 
 
 def run_words(point: Point) -> str:
@@ -202,12 +322,21 @@ def profiles(fit: FitResult) -> Figure | None:
     rows = []
     for profile in shown:
         low, high = crossing(profile)
-        rows.append((symbol(profile.parameter), number(fit.params.get(profile.parameter)), low or "open", high or "open"))
+        rows.append(
+            (symbol(profile.parameter), number(fit.params.get(profile.parameter)), low or "open", high or "open")
+        )
     open_ends = [f"{r[0]} ({'below' if r[2] == 'open' else 'above'})" for r in rows if "open" in r[2:]]
     caption = "Objective above its minimum as that parameter is held and all others follow, with its 95 % limit (dashed). A curve that stays below it on one side leaves that side open."
     alt = "Profiles of " + "; ".join(f"{r[0]}: {r[1]}, 95 % from {r[2]} to {r[3]}" for r in rows) + "."
     caption += f" Open: {listed(open_ends)}." if open_ends else ""
-    return finish(page, "profiles", title, alt, caption, Table(header=("parameter", "estimate", "95 % from", "to"), rows=tuple(rows)))
+    return finish(
+        page,
+        "profiles",
+        title,
+        alt,
+        caption,
+        Table(header=("parameter", "estimate", "95 % from", "to"), rows=tuple(rows)),
+    )
 
 
 def draw_profile(ax: Any, profile: Any, estimate: float | None) -> None:
@@ -224,7 +353,9 @@ def draw_profile(ax: Any, profile: Any, estimate: float | None) -> None:
     value_axis(ax.yaxis, 0.0, top, "deviance", most=4)
     ax.axhline(profile.limit, color=PREDICTED, lw=1.2, dashes=(4, 2))
     label(ax, ax.get_xlim()[1], profile.limit, "95 %", dx=-2, dy=8, ha="right", color=PREDICTED)
-    ax.plot(values, excess, color=LAW)
+    left, right = ax.get_xlim()
+    drawn = (values >= left - (right - left)) & (values <= right + (right - left))
+    ax.plot(values[drawn], excess[drawn], color=LAW)
     if known(estimate):
         ax.axvline(estimate, color=MEASURED, lw=1.2)
 
@@ -275,17 +406,25 @@ def cloud(fit: FitResult) -> Figure | None:
         ax.plot([fit.params[first]], [fit.params[second]], "P", color=PREDICTED, ms=9, mec="white", zorder=5)
     correlation = float(np.corrcoef(a, b)[0, 1])
     rows = tuple(
-        (symbol(n), number(fit.params[n]), *(with_percentiles(v, level) for level in (80, 95))) for n, v in ((first, a), (second, b))
+        (symbol(n), number(fit.params[n]), *(with_percentiles(v, level) for level in (80, 95)))
+        for n, v in ((first, a), (second, b))
     )
     seen = int(np.sum((a >= limits[0][0]) & (a <= limits[0][1]) & (b >= limits[1][0]) & (b <= limits[1][1])))
-    outside = f" {plural(len(a) - seen, 'refit')} {'lies' if len(a) - seen == 1 else 'lie'} outside the frame." if seen < len(a) else ""
+    outside = (
+        f" {plural(len(a) - seen, 'refit')} {'lies' if len(a) - seen == 1 else 'lie'} outside the frame."
+        if seen < len(a)
+        else ""
+    )
     caption = f"{len(a):,} refits ({fit.resampling}); plus: the fit; dashed: 2.5 % and 97.5 %. Correlation {fixed(correlation, 2)}: the two trade off.{outside}"
     if abs(correlation) < 0.5:
         caption = caption.replace(": the two trade off", "")
-    alt = f"Cloud of {len(a)} bootstrap refits of {symbol(first)} and {symbol(second)}, correlation {fixed(correlation, 2)}. " + "; ".join(
-        f"{r[0]} {r[1]}, 95 % {r[3]}" for r in rows
+    alt = (
+        f"Cloud of {len(a)} bootstrap refits of {symbol(first)} and {symbol(second)}, correlation {fixed(correlation, 2)}. "
+        + "; ".join(f"{r[0]} {r[1]}, 95 % {r[3]}" for r in rows)
     )
-    return finish(page, "bootstrap", title, alt + ".", caption, Table(header=("parameter", "estimate", "80 %", "95 %"), rows=rows))
+    return finish(
+        page, "bootstrap", title, alt + ".", caption, Table(header=("parameter", "estimate", "80 %", "95 %"), rows=rows)
+    )
 
 
 def pair(names: list[str]) -> tuple[str, str]:
@@ -306,8 +445,5 @@ def central(values: Array, estimate: float) -> tuple[float, float, bool]:
 
 def with_percentiles(values: Array, level: int) -> str:
     tail = (100 - level) / 2
-    return interval(*(float(v) for v in np.percentile(values, (tail, 100 - tail))))
-
-
-def parameters_words(fit: FitResult) -> str:
-    return convention(fit.parameters)
+    low, high = np.percentile(values, (tail, 100 - tail))
+    return interval(float(low), float(high))

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from analysis.fit import FitResult, FitSettings, fit
-from analysis.laws import law_named
-from analysis.points import Excluded, Point, Points
+from analysis.rows import Excluded, Point, Points
 from gopher.errors import UsageError
 from gopher.identity import content_hash, short_key
 from gopher.record import write_atomic
@@ -172,7 +171,12 @@ def completed(target: Target, points: Points, parameters: str) -> Target:
         values = {getattr(p, column) for p in own} - {None}
         if getattr(target, name) is None and len(values) == 1:
             found[name] = float(values.pop())
-    target = replace(target, **found)
+    target = replace(
+        target,
+        params=found.get("params", target.params),
+        tokens=found.get("tokens", target.tokens),
+        flops=found.get("flops", target.flops),
+    )
     if all(getattr(target, name) is None for name in SIZES):
         raise UsageError(
             f"the forecast's target {target.rung or '(unnamed)'} has no size; give target.params, target.tokens or target.flops, "
@@ -186,7 +190,9 @@ def apart(points: Points, target: Target, parameters: str) -> tuple[Points, tupl
     column = points.parameter_column(parameters)
     reasons = [own_reason(p, target, column) for p in points]
     out = tuple(
-        Excluded(run_id=p.run_id, rung=p.rung, seed=p.seed, reason=r) for p, r in zip(points, reasons, strict=True) if r is not None
+        Excluded(run_id=p.run_id, rung=p.rung, seed=p.seed, reason=r)
+        for p, r in zip(points, reasons, strict=True)
+        if r is not None
     )
     kept = points.take(np.array([r is None for r in reasons], bool))
     if len({p.rung for p in kept}) < 2:
@@ -215,7 +221,7 @@ def own_reason(point: Point, target: Target, column: str) -> str | None:
 
 def law_inputs(result: FitResult, target: Target) -> dict[str, Any]:
     """The target as the inputs of the fitted law."""
-    needed = law_named(result.law, result.x or "params").inputs
+    needed = result.known_estimate().law.inputs
     known = {name: getattr(target, name) for name in SIZES} | {"unique_tokens": target.tokens}
     missing = [name for name in needed if known.get(name) is None]
     if missing:
@@ -261,7 +267,11 @@ def used(point: Point, column: str) -> UsedPoint:
 
 
 def plain_settings(settings: FitSettings) -> dict[str, Any]:
-    kept = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name not in ("targets", "sensitivity")}
+    kept = {
+        f.name: getattr(settings, f.name)
+        for f in dataclasses.fields(settings)
+        if f.name not in ("targets", "sensitivity")
+    }
     return {k: dict(v) if isinstance(v, Mapping) else v for k, v in kept.items()}
 
 
@@ -304,7 +314,9 @@ def own_runs(forecast: Forecast, points: Points) -> list[Point]:
     found = [p for p in points if own_reason(p, target, forecast.parameters) is not None and right_tokens(p, target)]
     leaked = sorted({p.run_id for p in forecast.points} & {p.run_id for p in found})
     if leaked:
-        raise UsageError(f"run {leaked[0]} is both in the fit of forecast {forecast.id} and its target; the forecast is void")
+        raise UsageError(
+            f"run {leaked[0]} is both in the fit of forecast {forecast.id} and its target; the forecast is void"
+        )
     if found and found[0].loss_name != forecast.loss_name:
         raise UsageError(
             f"forecast {forecast.id} predicts {forecast.loss_name} and the points hold {found[0].loss_name}; score it with the metric it was made for"
@@ -373,7 +385,11 @@ def save(forecast: Forecast, folder: Path | str) -> Path:
     if path.exists():
         held = load(path)
         if held.sha256 != forecast.sha256:
-            forecast = replace(held, outcome=forecast.outcome or held.outcome, earlier_outcomes=forecast.earlier_outcomes or held.earlier_outcomes)
+            forecast = replace(
+                held,
+                outcome=forecast.outcome or held.outcome,
+                earlier_outcomes=forecast.earlier_outcomes or held.earlier_outcomes,
+            )
         if held == forecast:
             return path
     write_atomic(path, json.dumps(asdict(forecast), indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -385,11 +401,17 @@ def load(path: Path | str) -> Forecast:
     try:
         forecast = parsed(json.loads(Path(path).read_text("utf-8")))
     except FileNotFoundError:
-        raise UsageError(f"there is no forecast {Path(path).name}; `gopher forecast` lists those of the sweep") from None
+        raise UsageError(
+            f"there is no forecast {Path(path).name}; `gopher forecast` lists those of the sweep"
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UsageError(f"{Path(path).name} is no forecast as this version writes them; restore the file or delete it and freeze again") from None
+        raise UsageError(
+            f"{Path(path).name} is no forecast as this version writes them; restore the file or delete it and freeze again"
+        ) from None
     if content_hash(frozen_part(forecast)) != forecast.sha256:
-        raise UsageError(f"forecast {forecast.id} was changed after it was frozen; restore the file or delete it and freeze again")
+        raise UsageError(
+            f"forecast {forecast.id} was changed after it was frozen; restore the file or delete it and freeze again"
+        )
     return forecast
 
 

@@ -23,11 +23,10 @@ from analysis.drawing import (
     value_axis,
 )
 from analysis.fit import FitResult
-from analysis.laws import Quantities, law_named
+from analysis.law import Quantities
 from analysis.numbers import count, known, number, power_of_ten
-from analysis.points import Array
+from analysis.rows import Array
 from analysis.words import axis_words, symbol
-from gopher.errors import UsageError
 
 BUDGET_GAP = 0.04  # decades of FLOPs between neighbours that still belong to one budget
 FEWEST_SIZES = 4  # of a budget: three parameters of a parabola and one to spare
@@ -52,7 +51,9 @@ def valleys_of(flops: Array, size: Array, loss: Array) -> list[Valley]:
     order = np.argsort(flops)
     log_flops = np.log10(flops[order])
     groups = np.split(order, np.flatnonzero(np.diff(log_flops) > BUDGET_GAP) + 1)
-    found = [g for g in groups if np.ptp(np.log10(flops[g])) < 2 * BUDGET_GAP and len(np.unique(size[g])) >= FEWEST_SIZES]
+    found = [
+        g for g in groups if np.ptp(np.log10(flops[g])) < 2 * BUDGET_GAP and len(np.unique(size[g])) >= FEWEST_SIZES
+    ]
     if len(found) < 2 or sum(map(len, found)) < 0.6 * len(flops):
         return []
     return [valley(flops[g], size[g], loss[g]) for g in found]
@@ -95,7 +96,9 @@ def valleys(fit: FitResult) -> Figure | None:
             str(len(v.loss)),
             f"{count(float(v.size.min()))} – {count(float(v.size.max()))}",
             count(v.n_opt) if v.n_opt and not v.at_edge else "none inside the grid",
-            number(float(np.polyval(v.coefficients, np.log10(v.n_opt)))) if v.n_opt and not v.at_edge else number(float(v.loss.min())) + " (lowest run)",
+            number(float(np.polyval(v.coefficients, np.log10(v.n_opt))))
+            if v.n_opt and not v.at_edge
+            else number(float(v.loss.min())) + " (lowest run)",
         )
         for v in found
     )
@@ -119,13 +122,24 @@ def draw_valley(ax: Any, v: Valley, colour: str) -> None:
     ax.plot(10**grid, np.polyval(v.coefficients, grid), color=colour, lw=1.3, zorder=2)
     ax.plot(v.size, v.loss, "o", color=colour, ms=3.5, mew=0, zorder=3)
     if v.n_opt and not v.at_edge:
-        ax.plot([v.n_opt], [np.polyval(v.coefficients, np.log10(v.n_opt))], "D", color=PREDICTED, ms=5, mec="white", mew=0.7, zorder=5)
+        ax.plot(
+            [v.n_opt],
+            [np.polyval(v.coefficients, np.log10(v.n_opt))],
+            "D",
+            color=PREDICTED,
+            ms=5,
+            mec="white",
+            mew=0.7,
+            zorder=5,
+        )
 
 
 def name_budgets(ax: Any, found: list[Valley], limits: tuple[float, float]) -> None:
     """FLOPs at the right end of every valley, moved apart."""
     low, high = limits
-    shares = [np.log(float(np.polyval(v.coefficients, np.log10(v.size.max()))) / low) / np.log(high / low) for v in found]
+    shares = [
+        np.log(float(np.polyval(v.coefficients, np.log10(v.size.max()))) / low) / np.log(high / low) for v in found
+    ]
     for v, s in zip(found, spread(shares, 0.056, 0.02, 0.98), strict=True):
         label(ax, float(v.size.max()), float(low * (high / low) ** s), power_of_ten(v.flops, 1), dx=6)
 
@@ -135,11 +149,10 @@ def name_budgets(ax: Any, found: list[Valley], limits: tuple[float, float]) -> N
 
 def allocation(fit: FitResult, flops: float) -> tuple[dict[str, float], Quantities]:
     """N_opt, D_opt, ... at a budget: of the fit, and of every bootstrap refit; empty where the law has none."""
-    try:
-        law = law_named(fit.law, fit.x or "params")
-    except UsageError:
+    if fit.estimate is None:
         return {}, {}
-    point = {k: float(v) for k, v in law.allocate({k: np.float64(v) for k, v in fit.params.items()}, flops).items()}
+    law = fit.estimate.law
+    point = {k: float(v[0]) for k, v in law.allocate({k: np.array([v]) for k, v in fit.params.items()}, flops).items()}
     if not point or fit.samples.ndim != 2 or fit.samples.shape[1] != len(law.parameters) or not len(fit.samples):
         return point, {}
     columns = {name: fit.samples[:, i] for i, name in enumerate(law.parameters)}
@@ -160,10 +173,11 @@ def frontier(fit: FitResult) -> Figure | None:
     if not np.isfinite(used).all() or not allocation(fit, float(used.max()))[0]:
         return None
     targets = [float(p.inputs["flops"]) for p in fit.predictions if known(p.inputs.get("flops"))]
-    low, high = float(used.min()), max([float(used.max()) * 10, *(1.5 * t for t in targets)])
+    low, high = 0.8 * float(used.min()), max([float(used.max()) * 10, *(1.5 * t for t in targets)])
     grid = np.geomspace(low, high, 40)
     found = [allocation(fit, c) for c in grid]
-    minima = [v for v in valleys_of(inputs["flops"], inputs["params"], inputs["loss"]) if v.n_opt and not v.at_edge]
+    valleys = valleys_of(inputs["flops"], inputs["params"], inputs["loss"])
+    minima = [(v.flops, v.n_opt) for v in valleys if v.n_opt and not v.at_edge]
     title = "Efficient frontier"
     with sheet(title, height=430, rows=2) as (page, axes):
         for ax, key, axis in zip(axes, ("N_opt", "D_opt"), ("params", "tokens"), strict=True):
@@ -174,19 +188,23 @@ def frontier(fit: FitResult) -> Figure | None:
             ends = np.concatenate([line, *bands]) if bands else line
             size_axis(ax.yaxis, *padded(ends, 0.04), f"optimal {text.replace('non-embedding ', '')}", most=6)
             if bands:
-                band(ax, grid, *np.array(bands).T, strength=0.16)
+                band(ax, grid, (np.array(bands)[:, 0], np.array(bands)[:, 1]))
             inside = grid <= float(used.max()) * 1.001
             ax.plot(grid[inside], line[inside], color=LAW)
             ax.plot(grid[~inside], line[~inside], color=LAW, dashes=(4, 2))
-            for v in minima:
-                value = v.n_opt if axis == "params" else v.flops / (6 * v.n_opt)
-                ax.plot([v.flops], [value], "D", color=MEASURED, ms=5, mew=0)
+            for flops, n_opt in minima:
+                value = n_opt if axis == "params" else flops / (6 * n_opt)
+                ax.plot([flops], [value], "D", color=MEASURED, ms=5, mew=0)
             for c in targets:
                 ax.plot([c], [allocation(fit, c)[0][key]], "s", mfc="white", mec=PREDICTED, ms=6, zorder=6)
-    rows = tuple(frontier_row(fit, c) for c in sorted({10.0**e for e in range(int(np.ceil(np.log10(low))), int(np.log10(high)) + 1)} | set(targets)))
+    rows = tuple(
+        frontier_row(fit, c)
+        for c in sorted({10.0**e for e in range(int(np.ceil(np.log10(low))), int(np.log10(high)) + 1)} | set(targets))
+    )
     a_opt = fit.derived.get("a_opt")
-    alt = f"Optimal size and tokens against training FLOPs from {power_of_ten(low)} to {power_of_ten(high)}. " + " ".join(
-        f"At {r[0]} FLOPs: {r[1]} parameters, {r[2]} tokens." for r in rows[-3:]
+    alt = (
+        f"Optimal size and tokens against training FLOPs from {power_of_ten(low)} to {power_of_ten(high)}. "
+        + " ".join(f"At {r[0]} FLOPs: {r[1]} parameters, {r[2]} tokens." for r in rows[-3:])
     )
     caption = f"Where the law's loss is lowest at a given C = 6 N D; {symbol('N')}_opt grows as C to the power {number(a_opt, 3)}. Band: 95 %; dashed: beyond the data."
     caption += " Diamonds: minima of the isoFLOP valleys." if minima else ""
@@ -203,4 +221,10 @@ def frontier_row(fit: FitResult, flops: float) -> tuple[str, ...]:
         low, high = np.percentile(samples[key][np.isfinite(samples[key])], (2.5, 97.5))
         return f"{count(point[key])} [{count(float(low))}, {count(float(high))}]"
 
-    return (power_of_ten(flops, 3).replace(".00", ""), cell("N_opt"), cell("D_opt"), cell("tokens_per_parameter"), number(point.get("loss_opt")))
+    return (
+        power_of_ten(flops, 3).replace(".00", ""),
+        cell("N_opt"),
+        cell("D_opt"),
+        cell("tokens_per_parameter"),
+        number(point.get("loss_opt")),
+    )

@@ -66,20 +66,20 @@ def fixed(value: float | None, decimals: int) -> str:
 
 
 def decimals_for(width: float) -> int:
-    """Decimal places at which an interval of this width still shows: one figure of the width, two when it begins with 1 or 2."""
+    """Decimal places at which an interval of this width still shows: one figure of the width, two when it begins with 1 to 4."""
     if not (math.isfinite(width) and width > 0):
         return 3
     exponent = math.floor(math.log10(width))
     leading = width / 10.0**exponent
-    return min(8, max(0, -exponent + (1 if leading < 3 else 0)))
+    return min(8, max(0, -exponent + (1 if leading < 4.95 else 0)))
 
 
 def interval(low: float | None, high: float | None, decimals: int | None = None) -> str:
     """[3.90, 3.98], with as many places as the width deserves; large ends as powers of ten."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return MISSING
-    if max(abs(low), abs(high)) >= 1e6:
-        return f"[{power_of_ten(low)}, {power_of_ten(high)}]"
+    if low > 0 and high / low > 10 or max(abs(low), abs(high)) >= 1e6:  # ends that share no decimal place
+        return f"[{number(low, 3)}, {number(high, 3)}]"
     places = decimals_for(high - low) if decimals is None else decimals
     return f"[{fixed(low, places)}, {fixed(high, places)}]"
 
@@ -88,8 +88,8 @@ def with_interval(value: float | None, low: float | None, high: float | None, ex
     """3.94 [3.90, 3.98]: value and ends with the same places (`extra` more); the value alone when there is no interval."""
     if value is None or low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return number(value)
-    if max(abs(low), abs(high)) >= 1e6:
-        return f"{power_of_ten(value)} {interval(low, high)}"
+    if low > 0 and high / low > 10 or max(abs(low), abs(high)) >= 1e6:
+        return f"{number(value, 3)} {interval(low, high)}"
     places = decimals_for(high - low) + extra
     return f"{fixed(value, places)} {interval(low, high, places)}"
 
@@ -126,7 +126,7 @@ def rung_name(rung: str) -> str:
     if span:
         axis, ends = span[1], (float(span[2]), float(span[3]))
         low, high = (power_of_ten(v) if axis == "flops" else count(v) for v in ends)
-        return f"{low} – {high} {'FLOPs' if axis == 'flops' else axis}"
+        return f"{low if low == high else f'{low} – {high}'} {'FLOPs' if axis == 'flops' else axis}"
     return rung
 
 

@@ -40,7 +40,9 @@ def subsets(fit: FitResult, curves: Sequence[Curve]) -> Figure | None:
     if not rows or max(len(r) for r in rows.values()) < 2:
         return None
     lines = {
-        name: sorted((float(np.mean([s for s, _ in v])), float(np.mean([b for _, b in v])), rung) for rung, v in r.items())
+        name: sorted(
+            (float(np.mean([s for s, _ in v])), float(np.mean([b for _, b in v])), rung) for rung, v in r.items()
+        )
         for name, r in rows.items()
     }
     looks = marks(list(lines))
@@ -49,19 +51,40 @@ def subsets(fit: FitResult, curves: Sequence[Curve]) -> Figure | None:
         sizes = [s for line in lines.values() for s, _, _ in line]
         low, high = padded(sizes, 0.05)
         longest = max(len(name) for name in lines)
-        size_axis(ax.xaxis, low, high * (high / low) ** (0.03 + 0.024 * longest), axis_words("params", fit.parameters), most=5)
-        value_axis(ax.yaxis, *padded([b for line in lines.values() for _, b, _ in line], 0.06), "bits per byte", log=True)
+        size_axis(
+            ax.xaxis, low, high * (high / low) ** (0.03 + 0.024 * longest), axis_words("params", fit.parameters), most=5
+        )
+        value_axis(
+            ax.yaxis, *padded([b for line in lines.values() for _, b, _ in line], 0.06), "bits per byte", log=True
+        )
         for name, line in lines.items():
             look = looks[name]
-            ax.plot([s for s, _, _ in line], [b for _, b, _ in line], color=look.colour, linestyle=look.dash, marker=look.marker, ms=5.5)
+            ax.plot(
+                [s for s, _, _ in line],
+                [b for _, b, _ in line],
+                color=look.colour,
+                linestyle=look.dash,
+                marker=look.marker,
+                ms=5.5,
+            )
         end_labels(ax, [(line[-1][0], line[-1][1], name) for name, line in lines.items()])
     rungs = list(dict.fromkeys(rung for line in lines.values() for _, _, rung in line))
-    table = tuple((name, *(fixed(dict((r, b) for _, b, r in line).get(r), 3) for r in rungs), drop(line)) for name, line in lines.items())
+    table = tuple(
+        (name, *(fixed(dict((r, b) for _, b, r in line).get(r), 3) for r in rungs), drop(line))
+        for name, line in lines.items()
+    )
     alt = "Bits per byte against size for each validation subset: " + "; ".join(
         f"{name} from {fixed(line[0][1], 3)} to {fixed(line[-1][1], 3)}" for name, line in lines.items()
     )
     caption = "Final validation loss of each subset in bits per UTF-8 byte, mean over seeds; both axes logarithmic, so equal slopes are equal gains."
-    return finish(page, "subsets", title, alt + ".", caption, Table(header=("subset", *map(rung_name, rungs), "first to last"), rows=table))
+    return finish(
+        page,
+        "subsets",
+        title,
+        alt + ".",
+        caption,
+        Table(header=("subset", *map(rung_name, rungs), "first to last"), rows=table),
+    )
 
 
 def drop(line: list[tuple[float, float, str]]) -> str:
@@ -89,7 +112,11 @@ def learning_rates(fit: FitResult, curves: Sequence[Curve]) -> Figure | None:
     rows = tuple(rate_row(rung, line) for rung, line in sweeps.items())
     edges = [row[0] for row in rows if row[4] != "no"]
     caption = "Ring: the lowest loss of the rung (mean over seeds)."
-    caption += f" At the edge of the grid for {', '.join(edges)}: the true best rate may lie outside, so the rung may be worse than it has to be." if edges else ""
+    caption += (
+        f" At the edge of the grid for {', '.join(edges)}: the true best rate may lie outside, so the rung may be worse than it has to be."
+        if edges
+        else ""
+    )
     alt = "Final loss against learning rate. " + " ".join(f"{r[0]}: best {r[1]} with loss {r[2]}." for r in rows)
     header = ("rung", "best rate", "loss", "rates tried", "at the edge", "loss at half or double the rate")
     return finish(page, "learning_rate", title, alt, caption, Table(header=header, rows=rows))
@@ -98,7 +125,9 @@ def learning_rates(fit: FitResult, curves: Sequence[Curve]) -> Figure | None:
 def rates(fit: FitResult, curves: Sequence[Curve]) -> dict[str, list[tuple[float, float]]]:
     """rung -> (learning rate, mean final loss), for rungs with two rates or more; from curves, else from the points."""
     found: dict[str, dict[float, list[float]]] = {}
-    runs = [(c.rung, c.learning_rate, c.loss) for c in curves] or [(p.rung, p.learning_rate, p.loss) for p in fit.points]
+    runs = [(c.rung, c.learning_rate, c.loss) for c in curves] or [
+        (p.rung, p.learning_rate, p.loss) for p in fit.points
+    ]
     for rung, rate, loss in runs:
         if rate is not None and loss is not None and np.isfinite(loss):
             found.setdefault(rung, {}).setdefault(rate, []).append(loss)
@@ -122,4 +151,11 @@ def rate_row(rung: str, line: list[tuple[float, float]]) -> tuple[str, ...]:
     best = min(line, key=lambda p: p[1])
     near = [f"{fixed(100 * (v / best[1] - 1), 2)} %" for r, v in line if r != best[0] and 0.45 < r / best[0] < 2.2]
     side = "no" if not at_edge(line) else "lowest" if best == line[0] else "highest"
-    return (rung_name(rung), f"{best[0]:g}", number(best[1]), ", ".join(f"{r:g}" for r, _ in line), side, " / ".join(f"+{n}" for n in near) or "not run")
+    return (
+        rung_name(rung),
+        f"{best[0]:g}",
+        number(best[1]),
+        ", ".join(f"{r:g}" for r, _ in line),
+        side,
+        " / ".join(f"+{n}" for n in near) or "not run",
+    )

@@ -48,7 +48,9 @@ def task_page(category: str, members: Sequence[tuple[str, str, list[TaskScore]]]
         title += f", {members[0][0]} ({members[0][1]})"
     columns = 2 if len(members) > 1 else 1
     lines = -(-len(members) // columns)
-    with sheet(title, height=55 + 165 * lines + (90 if lines == 1 else 0) * (columns == 1), rows=lines, columns=columns) as (page, axes):
+    with sheet(
+        title, height=55 + 165 * lines + (90 if lines == 1 else 0) * (columns == 1), rows=lines, columns=columns
+    ) as (page, axes):
         axes = axes if isinstance(axes, list) else [axes]
         for ax, (task, metric, group) in zip(axes, members, strict=False):
             panel(ax, task, metric, group, single=len(members) == 1)
@@ -57,10 +59,16 @@ def task_page(category: str, members: Sequence[tuple[str, str, list[TaskScore]]]
         for ax in axes[len(members) :]:
             ax.set_visible(False)
     rows = tuple(row for task, metric, group in members for row in task_rows(task, metric, group))
-    alt = f"Scores against model size, {words}. " + " ".join(panel_words(task, metric, group) for task, metric, group in members)
-    caption = "Dots: trained models with one standard error; cross: the largest model before training; dotted line: chance."
+    alt = f"Scores against model size, {words}. " + " ".join(
+        panel_words(task, metric, group) for task, metric, group in members
+    )
+    caption = (
+        "Dots: trained models with one standard error; cross: the largest model before training; dotted line: chance."
+    )
     if any(s.untrained for _, _, g in members for s in g) is False:
-        caption = caption.replace(" cross: the largest model before training;", "") + " The untrained models were not scored."
+        caption = (
+            caption.replace(" cross: the largest model before training;", "") + " The untrained models were not scored."
+        )
     header = ("task", "metric", "rung", "score", "untrained", "chance", "items")
     stem = "tasks_" + "".join(c if c.isalnum() else "_" for c in category.lower()) + (f"_{part}" if part else "")
     return finish(page, stem, title, alt, caption, Table(header=header, rows=rows))
@@ -76,13 +84,26 @@ def panel(ax: Any, task: str, metric: str, group: Sequence[TaskScore], single: b
     size_axis(ax.xaxis, *padded(x, 0.09), "", most=3 if not single else 5)
     value_axis(ax.yaxis, *padded(everything, 0.1, log=False), "", most=4)
     if not single:
-        ax.set_title(f"{task}\n{metric}", fontsize=11, fontweight="normal", pad=4)
+        ax.set_title(f"{task}\n{metric}", pad=4)
     if chance is not None:
         ax.axhline(chance, color=MUTED, lw=1.2, dashes=(1.5, 2), zorder=2)
-    ax.errorbar(x, y, yerr=errors if any(errors) else None, fmt="o-", color=MEASURED, ms=4.5, lw=1.3, elinewidth=1.2, zorder=4)
+    ax.errorbar(
+        x, y, yerr=errors if any(errors) else None, fmt="o-", color=MEASURED, ms=4.5, lw=1.3, elinewidth=1.2, zorder=4
+    )
     if floor:
         last = floor[-1]
-        ax.errorbar([last.params], [last.value], yerr=last.stderr, fmt="X", color=PREDICTED, ms=7, mec="white", mew=0.6, elinewidth=1.2, zorder=5)
+        ax.errorbar(
+            [last.params],
+            [last.value],
+            yerr=last.stderr,
+            fmt="X",
+            color=PREDICTED,
+            ms=7,
+            mec="white",
+            mew=0.6,
+            elinewidth=1.2,
+            zorder=5,
+        )
 
 
 def name_marks(ax: Any, group: Sequence[TaskScore]) -> None:
@@ -148,7 +169,15 @@ def relative_gain(scores: Sequence[TaskScore]) -> Figure | None:
 def gain_row(g: Gain, best: Gain | None) -> tuple[str, ...]:
     change = percent(g.percent, True) + (f" ± {percent(g.stderr)}" if g.stderr is not None else "")
     other = f"{percent(best.percent, True)} on {rung_name(best.smaller.rung)}" if best else MISSING
-    return (g.category.replace("_", " "), g.task, g.metric, uncertain(g.smaller.value, g.smaller.stderr), uncertain(g.largest.value, g.largest.stderr), change, other)
+    return (
+        g.category.replace("_", " "),
+        g.task,
+        g.metric,
+        uncertain(g.smaller.value, g.smaller.stderr),
+        uncertain(g.largest.value, g.largest.stderr),
+        change,
+        other,
+    )
 
 
 def gain_limits(found: Sequence[Gain]) -> tuple[float, float]:
@@ -168,7 +197,7 @@ def bars(found: Sequence[Gain], title: str) -> Any:
         ticks, names, y, last = [], [], 0.0, ""
         for g in found:
             if g.category != last:
-                ax.text(0.0, y, g.category.replace("_", " "), transform=ax.get_yaxis_transform(), ha="left", va="center", fontsize=11, fontweight="bold")
+                label(ax, low, y, g.category.replace("_", " "), dx=2, fontweight="bold")
                 y, last = y + 1, g.category
             ax.barh([y], [g.percent], height=0.66, color=looks[g.category].colour, zorder=2)
             reach = max(g.percent + (g.stderr or 0), 0.0)
@@ -187,7 +216,9 @@ def bars(found: Sequence[Gain], title: str) -> Any:
 
 def strips(found: Sequence[Gain], title: str) -> Any:
     """One row a category: a dot a task, the mean as a bar with its number."""
-    categories = sorted({g.category for g in found}, key=lambda c: -float(np.mean([g.percent for g in found if g.category == c])))
+    categories = sorted(
+        {g.category for g in found}, key=lambda c: -float(np.mean([g.percent for g in found if g.category == c]))
+    )
     looks = marks(categories)
     with sheet(title, height=90 + 34 * len(categories)) as (page, ax):
         low, high = gain_limits(found)
@@ -196,14 +227,26 @@ def strips(found: Sequence[Gain], title: str) -> Any:
             values = np.array([g.percent for g in found if g.category == category])
             look, mean = looks[category], float(values.mean())
             shift = 0.22 * np.sin(np.arange(len(values)) * 2.4)  # a fixed pattern that keeps equal values apart
-            ax.plot(np.clip(values, low, high), i + shift, look.marker, color=look.colour, ms=4.5, alpha=0.75, mew=0, zorder=3)
+            ax.plot(
+                np.clip(values, low, high),
+                i + shift,
+                look.marker,
+                color=look.colour,
+                ms=4.5,
+                alpha=0.75,
+                mew=0,
+                zorder=3,
+            )
             ax.plot([mean, mean], [i - 0.36, i + 0.36], color=INK, lw=2.4, zorder=4)
             beyond = int((values > high).sum())
-            label(ax, mean, i - 0.36, percent(mean, True), dx=4, dy=3, fontsize=11)
+            label(ax, mean, i - 0.36, percent(mean, True), dx=4, dy=3, fontsize=11.5)
             if beyond:
                 label(ax, high, i, f"{beyond} more →", dx=-2, ha="right", color=MUTED)
         ax.axvline(0, color=LAW, lw=1)
         ax.set(ylim=(len(categories) - 0.45, -0.65))
-        ax.set_yticks(range(len(categories)), [f"{c.replace('_', ' ')} ({sum(g.category == c for g in found)})" for c in categories])
+        ax.set_yticks(
+            range(len(categories)),
+            [f"{c.replace('_', ' ')} ({sum(g.category == c for g in found)})" for c in categories],
+        )
         ax.grid(False, axis="y")
     return page

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from analysis.laws import SumLaw, law_named
+from analysis.law import SumLaw
+from analysis.laws import law_named
 from analysis.numbers import number
 from gopher.errors import UsageError
 
@@ -12,8 +13,8 @@ LAW_NAMES = {
     "kaplan_n": "Kaplan L(N)",
     "kaplan_d": "Kaplan L(D)",
     "kaplan_c": "Kaplan L(C)",
-    "flops": "power law + irreducible loss in FLOPs",
-    "flops_power_law": "power law in FLOPs",
+    "flops": "power law + irreducible loss",
+    "flops_power_law": "power law",
     "chinchilla": "Chinchilla law (approach 3)",
     "chinchilla_tied": "Chinchilla law with one exponent",
     "chinchilla_isoflop": "Chinchilla approach 2 (isoFLOP parabolas)",
@@ -21,7 +22,7 @@ LAW_NAMES = {
     "envelope": "Chinchilla approach 1 (envelope)",
     "data_constrained": "data-constrained law",
     "overtraining": "over-training law",
-    "broken": "broken power law",
+    "bnsl": "broken power law",
     "last_point": "last rung's loss again",
     "no_offset": "power law",
     "shared_offset": "power laws with a shared irreducible loss",
@@ -75,7 +76,8 @@ def equation(
         return None
     if not isinstance(found, SumLaw) or "family" in found.inputs:
         return None
-    constants, terms = [], []
+    constants: list[str] = []
+    terms: list[str] = []
     for term in found.terms:
         amplitude = number(params[next(p for p, f, _ in term.factors if f == "1")], 3)
         powers = [(SYMBOLS[f], sign * params[p]) for p, f, sign in term.factors if f != "1"]
@@ -83,4 +85,4 @@ def equation(
         for base, exponent in powers:
             text += ("/" if exponent < 0 else "·") + power(base, number(abs(exponent), 3))
         (terms if powers else constants).append(text)
-    return "L = " + " + ".join(constants + terms)
+    return f"{'<i>L</i>' if power is html_power else 'L'} = " + " + ".join(constants + terms)

@@ -1,0 +1,394 @@
+"""What a fit says, in sentences: a headline, then each finding as good, worth knowing, or a warning. Nothing is softened:
+a held-out rung outside its interval, a loss that does not fall, a law the data cannot carry are said in these words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from analysis.holdout import HoldOut
+from analysis.numbers import (
+    count,
+    decimals_for,
+    fixed,
+    interval,
+    known,
+    listed,
+    number,
+    percent,
+    plural,
+    power_of_ten,
+    rung_name,
+    with_interval,
+)
+from analysis.result import FitResult, Prediction
+from analysis.words import GREEK, axis_words, equation, law_words, symbol
+
+Level = Literal["good", "note", "warning"]
+FAR_DECADES = 1.0  # beyond this a prediction is called a long extrapolation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    level: Level
+    text: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    headline: str
+    findings: tuple[Finding, ...]
+
+
+def findings(result: FitResult) -> Findings:
+    """The headline and everything a reader must know before using a number, warnings first."""
+    found = [
+        *holdout_findings(result),
+        *(finding for fit in result.also for finding in also_findings(fit)),
+        *order_findings(result),
+        *verdict_findings(result),
+        *baseline_findings(result),
+        *noise_findings(result),
+        *interval_findings(result),
+        *target_findings(result),
+        *choice_findings(result),
+        *optimum_findings(result),
+        *exclusion_findings(result),
+        *(Finding(level="warning", text=sentence(note)) for note in result.points.notes),
+    ]
+    order = {"warning": 0, "good": 1, "note": 2}
+    return Findings(headline=headline(result), findings=tuple(sorted(found, key=lambda f: order[f.level])))
+
+
+def sentence(text: str) -> str:
+    """The text with a capital (names such as alpha or power_law stay as they are) and a full stop."""
+    text = text.strip()
+    first = text.split(" ")[0]
+    named = "_" in first or first in GREEK
+    return (text if named else text[:1].upper() + text[1:]) + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+# ------------------------------------------------------------------------------------------------ headline
+
+
+def headline(result: FitResult) -> str:
+    """Two sentences: the law with its exponent, and the largest rung predicted against measured."""
+    held = largest_holdout(result)
+    parts = [law_sentence(result)]
+    if not result.verdict.identified:
+        asked = result.verdict.law
+        parts.append(
+            f"The data do not determine the {law_words(asked)}{', so this is a simpler law' if asked != result.law else ''}."
+        )
+    if held is not None:
+        parts.append(holdout_sentence(held))
+    elif result.predictions:
+        parts.append(prediction_sentence(result.predictions[0]))
+    return " ".join(parts)
+
+
+def law_sentence(result: FitResult) -> str:
+    """Loss falls as N⁻⁰·⁰⁵³, exponent 0.053 [0.047, 0.060]."""
+    alpha = result.params.get("alpha")
+    if result.x is not None and alpha is not None:
+        formula = equation(result.law, result.params, result.x)
+        power = f"exponent {ranged(result, 'alpha')}"
+        floor = f", irreducible loss {ranged(result, 'E')}" if "E" in result.params else ""
+        axis = axis_words(result.x, result.parameters)
+        start = (
+            f"Loss falls with {axis} as"
+            if clearly_falls(result)
+            else f"Loss does NOT clearly fall with {axis}; the fit is"
+        )
+        return f"{start} {formula}: {power}{floor}."
+    if "a_opt" in result.derived:
+        formula = equation(result.law, result.params, result.x)
+        start = f"{formula}. " if formula else ""
+        return (
+            f"{start}Compute-optimal size grows as C to the power {ranged(result, 'a_opt', result.derived['a_opt'])}."
+        )
+    formula = equation(result.law, result.params, result.x)
+    return f"{law_words(result.law)[:1].upper()}{law_words(result.law)[1:]}: {formula or listed([f'{symbol(k)} {number(v, 3)}' for k, v in result.params.items()], 8)}."
+
+
+def clearly_falls(result: FitResult) -> bool:
+    """Whether each rung is better than the one before and the exponent's interval stays above 0."""
+    low = result.ci.get("alpha", {}).get("95", (result.params["alpha"], 0.0))[0]
+    return low > 0 and not any(f.level == "warning" for f in order_findings(result))
+
+
+def ranged(result: FitResult, name: str, value: float | None = None) -> str:
+    """A parameter with its 95 % interval."""
+    value = result.params.get(name) if value is None else value
+    ends = result.ci.get(name, {}).get("95")
+    return with_interval(value, ends[0], ends[1], extra=1) if ends else number(value, 3)
+
+
+def largest_holdout(result: FitResult) -> HoldOut | None:
+    """The largest rung as predicted from all the smaller ones by the law reported."""
+    own = [h for h in result.holdout if h.law == result.law]
+    return max(own, key=lambda h: (h.fitted_rungs, h.decades), default=None)
+
+
+def holdout_sentence(h: HoldOut) -> str:
+    name, others = held_words(h)
+    measured = number(h.actual) if h.interval95 is None else same_places(h.actual, h.interval95)
+    start = f"{name}, predicted from the {others}: "
+    if h.interval95 is None:
+        return f"{start}{number(h.predicted)}, measured {measured}: {percent(h.error_percent, True)}, with no interval to judge it by."
+    inside = h.interval95[0] <= h.actual <= h.interval95[1]
+    return f"{start}{with_interval(h.predicted, *h.interval95)}, measured {measured}: {'inside' if inside else 'OUTSIDE'} the 95 % interval."
+
+
+def held_words(h: HoldOut) -> tuple[str, str]:
+    """What was held out and what it was predicted from: a rung from rungs, or a range of sizes from smaller runs."""
+    name = rung_name(h.rung)
+    if name == h.rung or len(name) <= 10:
+        return name, plural(h.fitted_rungs, "smaller rung")
+    return f"The largest runs ({name})", "smaller ones"
+
+
+def same_places(value: float, ends: tuple[float, float]) -> str:
+    """A measured value with the places of the interval it is compared with, and more where it would sit on an end."""
+    places = decimals_for(ends[1] - ends[0])
+    while places < 6 and any(fixed(value, places) == fixed(end, places) for end in ends):
+        places += 1
+    return fixed(value, places)
+
+
+def prediction_sentence(p: Prediction) -> str:
+    at = listed(
+        [
+            f"{count(v) if k != 'flops' else power_of_ten(v)} {k if k != 'flops' else 'FLOPs'}"
+            for k, v in p.inputs.items()
+        ]
+    )
+    ends = p.intervals.get("95")
+    text = f"At {at} the law predicts {with_interval(p.mean, *ends) if ends else number(p.mean)}"
+    if "N_opt" in p.derived:
+        text += f", best spent on {optimum_words(p, 'N_opt')} parameters and {optimum_words(p, 'D_opt')} tokens"
+    return text + "."
+
+
+def optimum_words(p: Prediction, key: str) -> str:
+    ends = p.derived_ci.get(key, {}).get("95")
+    value = count(p.derived[key])
+    return f"{value} [{count(ends[0])}, {count(ends[1])}]" if ends else value
+
+
+# ------------------------------------------------------------------------------------------------ findings
+
+
+def holdout_findings(result: FitResult) -> list[Finding]:
+    held = largest_holdout(result)
+    if held is None:
+        return [Finding(level="warning", text="No rung was held out, so nothing shows how well this law predicts.")]
+    out = []
+    if held.interval95 is not None:
+        inside = held.interval95[0] <= held.actual <= held.interval95[1]
+        text = f"{held_start(held)} ({number(held.actual)}) {'lie' if held_start(held).startswith('The held-out runs') else 'lies'} {'inside' if inside else 'OUTSIDE'} the 95 % prediction interval {interval(*held.interval95)}; the prediction is off by {percent(held.error_percent, True)}, {fixed(held.decades, 2)} decades beyond what it was made from."
+        out.append(Finding(level="good" if inside else "warning", text=text))
+    else:
+        out.append(
+            Finding(
+                level="note",
+                text=f"{held_start(held)}: predicted to {percent(held.error_percent, True)}, without an interval: {plural(held.fitted_rungs, 'smaller rung')} leave no degrees of freedom.",
+            )
+        )
+    judged = [h for h in result.holdout if h.law == result.law and h.interval95 is not None]
+    missed = [h for h in judged if h.interval95 and not h.interval95[0] <= h.actual <= h.interval95[1]]
+    if len(judged) > 1:
+        level: Level = "warning" if missed else "good"
+        names = listed([f"{rung_name(h.rung)} from {h.fitted_rungs} rungs" for h in missed])
+        kept = len(judged) - len(missed)
+        text = f"{kept} of {len(judged)} hold-outs {'lies' if kept == 1 else 'lie'} inside the 95 % interval" + (
+            f"; outside: {names}." if missed else "."
+        )
+        out.append(Finding(level=level, text=text))
+    return out
+
+
+def held_start(h: HoldOut) -> str:
+    name = rung_name(h.rung)
+    return f"The held-out rung {name}" if name == h.rung or len(name) <= 10 else f"The held-out runs of {name}"
+
+
+def also_findings(fit: FitResult) -> list[Finding]:
+    """The same ladder against another axis: its held-out rung, and its verdict when that is bad."""
+    held, axis = largest_holdout(fit), axis_words(fit.x or "params", fit.parameters)
+    out = [
+        replace(f, text=f"Against {axis}: {f.text[0].lower()}{f.text[1:]}")
+        for f in verdict_findings(fit)
+        if f.level == "warning"
+    ]
+    if held is not None and held.interval95 is not None:
+        inside = held.interval95[0] <= held.actual <= held.interval95[1]
+        out.append(Finding(level="good" if inside else "warning", text=f"Against {axis}: {holdout_sentence(held)}"))
+    return out
+
+
+def order_findings(result: FitResult) -> list[Finding]:
+    """Whether loss falls strictly along the ladder (mean over seeds)."""
+    if result.x is None:
+        return []
+    rungs = result.points.rungs(result.parameters.removeprefix("params_"))
+    if len(rungs) < 2 or len(rungs) > 40:
+        return []
+    loss = result.points.column("loss")
+    means = {name: float(loss[rows].mean()) for name, rows in rungs.items()}
+    names = list(means)
+    wrong = [
+        f"{rung_name(b)} ({number(means[b])}) is not below {rung_name(a)} ({number(means[a])})"
+        for a, b in zip(names, names[1:], strict=False)
+        if means[b] >= means[a]
+    ]
+    if wrong:
+        return [
+            Finding(
+                level="warning",
+                text=f"Loss does NOT fall at every step of the ladder: {listed(wrong)}. Check the learning rate and the length of those runs before trusting the curve.",
+            )
+        ]
+    return [
+        Finding(
+            level="good",
+            text=f"Loss falls at every step of the ladder, from {number(means[names[0]])} at {rung_name(names[0])} to {number(means[names[-1]])} at {rung_name(names[-1])}.",
+        )
+    ]
+
+
+def verdict_findings(result: FitResult) -> list[Finding]:
+    v = result.verdict
+    if v.identified:
+        return [Finding(level="good", text=f"The data determine every parameter of the {law_words(result.law)}.")]
+    asked = v.law or result.law
+    text = f"The data do not determine the {law_words(asked)}"
+    text += (
+        f"; the {law_words(result.law)} is reported instead."
+        if result.law != asked
+        else ", so its numbers are not to be relied on."
+    )
+    return [
+        Finding(
+            level="warning",
+            text=text,
+            details=tuple(sentence(r) for r in v.reasons if " is reported instead of " not in r),
+        )
+    ]
+
+
+def baseline_findings(result: FitResult) -> list[Finding]:
+    """A naive prediction that did better than the law is said, not hidden."""
+    held = largest_holdout(result)
+    if held is None:
+        return []
+    own = abs(held.error_percent)
+    better = {
+        n: 100 * abs(v / held.actual - 1)
+        for n, v in held.baselines.items()
+        if known(v) and 100 * abs(v / held.actual - 1) < own - 1e-6
+    }
+    if not better:
+        return []
+    names = listed([f"{law_words(n)} ({percent(e)})" for n, e in better.items()])
+    return [
+        Finding(
+            level="warning",
+            text=f"On the held-out rung a naive prediction did better than the law ({percent(own)}): {names}.",
+        )
+    ]
+
+
+def noise_findings(result: FitResult) -> list[Finding]:
+    n = result.noise
+    if n is None:
+        return []
+    if n.seed_sd_log is None:
+        return [
+            Finding(
+                level="note",
+                text="Seed noise was not measured: no rung has two seeds, so scatter between seeds and error of the law cannot be told apart.",
+            )
+        ]
+    seeds = f"Seeds of one rung differ by {percent(100 * n.seed_sd_log)} (standard deviation, {plural(n.seed_dof, 'degree')} of freedom)"
+    if n.residual_sd_log is None:
+        return [
+            Finding(
+                level="note", text=f"{seeds}; no degrees of freedom are left to see how far rungs lie from the law."
+            )
+        ]
+    rungs = percent(100 * n.residual_sd_log)
+    if n.per == "rung":
+        return [
+            Finding(
+                level="note",
+                text=f"{seeds}, rungs lie {rungs} from the law: more than seeds explain, so more seeds will not narrow the curve; intervals use the larger number.",
+            )
+        ]
+    return [Finding(level="note", text=f"{seeds}, rungs lie {rungs} from the law: no more than seeds explain.")]
+
+
+def interval_findings(result: FitResult) -> list[Finding]:
+    if result.ci:
+        return []
+    why = "bootstrap is 0" if result.settings.bootstrap == 0 else "no degrees of freedom are left"
+    return [Finding(level="warning", text=f"There are no confidence intervals, because {why}.")]
+
+
+def target_findings(result: FitResult) -> list[Finding]:
+    """How far each target lies beyond the data."""
+    out = []
+    inputs = result.points.inputs(result.parameters.removeprefix("params_"))
+    for p in result.predictions:
+        axis = "flops" if "flops" in p.inputs else "params"
+        largest = float(np.nanmax(inputs[axis])) if np.isfinite(inputs[axis]).any() else None
+        text = prediction_sentence(p)
+        decades = float(np.log10(p.inputs[axis] / largest)) if largest and axis in p.inputs else None
+        if decades is not None and decades > 0:
+            text += f" That is {fixed(decades, 2)} decades beyond the largest run."
+        far = decades is not None and decades > FAR_DECADES
+        out.append(Finding(level="warning" if far or p.intervals.get("95") is None else "note", text=text))
+    return out
+
+
+def choice_findings(result: FitResult) -> list[Finding]:
+    """Which laws were tried and what decided."""
+    tried = result.candidates
+    if len(tried) < 2:
+        return []
+    words = [
+        f"{law_words(c.law)} {percent(100 * c.holdout_rmse_log) if c.holdout_rmse_log is not None else 'not judged'}{'' if c.identified else ' (not determined by the data)'}"
+        for c in tried
+    ]
+    return [
+        Finding(
+            level="note",
+            text=f"The law was chosen by its error on held-out rungs, not by its fit: {listed(words)}. Chosen: {law_words(result.law)}.",
+        )
+    ]
+
+
+def optimum_findings(result: FitResult) -> list[Finding]:
+    o = result.optimum
+    if o is None:
+        return []
+    text = f"{percent(100 * o.start_share)} of {o.starts:,} starts reached the minimum"
+    text += (
+        "; no other distinct minimum was found."
+        if o.runner_up is None
+        else f"; the next distinct minimum is {percent(100 * (o.runner_up / o.objective - 1))} higher."
+    )
+    return [Finding(level="note", text=text)]
+
+
+def exclusion_findings(result: FitResult) -> list[Finding]:
+    n = len(result.excluded)
+    if not n:
+        return [Finding(level="good", text="No run was left out.")]
+    return [Finding(level="note", text=f"{plural(n, 'run')} left out of the fit, each named below with its reason.")]
+
+
+def warnings(found: Sequence[Finding]) -> list[str]:
+    return [f.text for f in found if f.level == "warning"]
