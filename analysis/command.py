@@ -3,16 +3,20 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from analysis.chain import TaskSettings, fit_chain, task_runs, task_runs_from_points
 from analysis.fit import fit
 from analysis.holdout import HoldOut
 from analysis.numbers import count, number, percent, with_interval
 from analysis.points import Points, points_from_file, points_from_mlflow
 from analysis.result import FitResult, FitSettings
+from analysis.table import read_frame, rename, select_rows
 from gopher.errors import UsageError, did_you_mean
 
 
@@ -20,13 +24,14 @@ from gopher.errors import UsageError, did_you_mean
 class FitRequest:
     """Where the points come from and how they are fitted."""
 
-    points: str | None = None  # CSV or Parquet file
+    points: str | tuple[str, ...] | None = None  # CSV or Parquet file; several for law=two_step
     sweep: str | None = None  # MLflow experiment
     tracking_uri: str | None = None  # of the MLflow server or sqlite file, with `sweep`
     where: str = ""  # pandas query over the rows
     columns: Mapping[str, str] = field(default_factory=dict)  # our column name -> the file's
     metric: str = "auto"  # loss in a file, final/val_loss in a sweep
     bad_rows: str = "refuse"  # refuse | exclude: rows of a file that cannot be right
+    task: TaskSettings = field(default_factory=TaskSettings)  # law=two_step only
     settings: FitSettings = field(default_factory=FitSettings)
 
 
@@ -44,8 +49,29 @@ def request_from(values: Mapping[str, Any]) -> FitRequest:
             )
     settings = {key: setting(key, value) for key, value in values.items() if key in SETTING_KEYS}
     request = {key: value for key, value in values.items() if key in REQUEST_KEYS and value is not None}
+    if isinstance(request.get("points"), (list, tuple)):
+        request["points"] = tuple(map(str, request["points"]))
+    request["task"] = task_from(dict(request.get("task") or {}))
     request["columns"] = {str(k): str(v) for k, v in dict(request.get("columns", {})).items()}
     return FitRequest(**request, settings=FitSettings(**settings))
+
+
+def task_from(values: dict[str, Any]) -> TaskSettings:
+    """Task settings from plain values; metrics as one name, a list of names or a mapping to weights."""
+    known = [f.name for f in dataclasses.fields(TaskSettings)]
+    for key in values:
+        if key not in known:
+            raise UsageError(f"task.{key} is no setting{did_you_mean(key, known)} (there are {', '.join(known)})")
+    for key in ("loss", "score"):
+        if key in values:
+            given = values[key]
+            names = [given] if isinstance(given, str) else given
+            values[key] = (
+                {str(k): float(v) for k, v in names.items()}
+                if isinstance(names, Mapping)
+                else dict.fromkeys(map(str, names), 1.0)
+            )
+    return TaskSettings(**values)
 
 
 def setting(key: str, value: Any) -> Any:
@@ -74,6 +100,10 @@ def setting(key: str, value: Any) -> Any:
 def read_points(request: FitRequest) -> Points:
     """The points that a request names."""
     if request.points is not None:
+        if not isinstance(request.points, str):
+            raise UsageError(
+                f"points is {list(request.points)}; several files are joined for law=two_step only, so give one"
+            )
         metric = "loss" if request.metric == "auto" else request.metric
         return points_from_file(request.points, request.where, request.columns, metric, request.bad_rows)
     if request.sweep is None or request.tracking_uri is None:
@@ -84,7 +114,27 @@ def read_points(request: FitRequest) -> Points:
 
 def run_fit(request: FitRequest) -> FitResult:
     """Read the points, fit, return the result; nothing is written."""
+    if request.settings.law == "two_step":
+        return run_two_step(request)
     return fit(read_points(request), request.settings)
+
+
+def run_two_step(request: FitRequest) -> FitResult:
+    """law=two_step: checkpoints from one or more files, or finished runs of a sweep."""
+    task, s = request.task, request.settings
+    if request.points is not None:
+        paths = [request.points] if isinstance(request.points, str) else list(request.points)
+        source = "+".join(Path(path).name for path in paths)
+        table = rename(pd.concat([read_frame(path) for path in paths], ignore_index=True), request.columns, source)
+        return fit_chain(task_runs(select_rows(table, request.where, source), task, source), task, s, source)
+    if request.sweep is None or request.tracking_uri is None:
+        raise UsageError("neither points nor a sweep is given; use points=FILE.csv or sweep=NAME")
+    loss, score = next(iter(task.loss)), next(iter(task.score), "")
+    metric = "final/val_loss" if loss == "loss" else loss
+    losses, scores = (
+        points_from_mlflow(request.tracking_uri, request.sweep, m, request.where) for m in (metric, score)
+    )
+    return fit_chain(task_runs_from_points(losses, scores, task), task, s, request.sweep)
 
 
 # -------------------------------------------------------------------------------------------- table

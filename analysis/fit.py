@@ -3,7 +3,7 @@
 fit -> law asked for -> estimate at the true optimum -> verdict -> (fall back) -> intervals -> hold-outs -> predictions
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from analysis.estimate import Estimate, estimate
 from analysis.holdout import HoldOut, error_log, rolling, size_axis
 from analysis.identify import Profile, Verdict, judge, structural_reasons
 from analysis.intervals import prediction_intervals
+from analysis.isoflop import fit_envelope, fit_isoflop
 from analysis.law import Law
 from analysis.laws import AXES, LAWS, law_named
 from analysis.noise import Noise
@@ -38,19 +39,36 @@ __all__ = [
 ]  # fmt: skip
 
 
+METHODS: dict[str, Callable[[Points, FitSettings], FitResult]] = {"isoflop": fit_isoflop, "envelope": fit_envelope}
+ALIASES = {
+    "approach1": "envelope",
+    "approach2": "isoflop",
+    "approach3": "chinchilla",
+    "power": "power_law",
+    "power_offset": "power_law_offset",
+}
+
+
 def fit(points: Points, settings: FitSettings | None = None) -> FitResult:
     """The law asked for, at its true optimum, with intervals, verdict and hold-outs."""
     s = settings or FitSettings()
-    check(points, s)
-    if s.law == "auto":
+    name = ALIASES.get(s.law, s.law)
+    check(points, name, s)
+    if name == "auto":
         return choose(points, s)
-    return fit_law(points, law_named(s.law, s.x), s)
+    if name in METHODS:
+        return METHODS[name](points, s)
+    return fit_law(points, law_named(name, s.x), s)
 
 
-def check(points: Points, s: FitSettings) -> None:
+def check(points: Points, law: str, s: FitSettings) -> None:
     """Refuse settings that name nothing."""
-    names = ["auto", *LAWS]
-    if s.law not in names:
+    names = ["auto", *LAWS, *METHODS, *ALIASES, "two_step"]
+    if law == "two_step":
+        raise UsageError(
+            "law two_step needs checkpoints with a task score; use analysis.command.run_fit or analysis.chain.fit_chain"
+        )
+    if law not in names:
         raise UsageError(f"law is '{s.law}'{did_you_mean(s.law, names)} (there are {', '.join(names)})")
     if s.x not in AXES:
         raise UsageError(f"x is '{s.x}'; use one of {', '.join(AXES)}")
@@ -101,6 +119,11 @@ def law_delta(law: Law, s: FitSettings) -> float | None:
     return law.delta if s.delta is None else s.delta
 
 
+def counts(law: Law, s: FitSettings) -> str:
+    """The parameter count a law is fitted with: the one asked for, else the law's own."""
+    return law.counts if s.parameters == "auto" else s.parameters
+
+
 def law_seeds(law: Law) -> str:
     """Ladders (least squares) count each design point once; the published Huber fits count each run."""
     return "mean" if law.delta is None else "runs"
@@ -108,7 +131,13 @@ def law_seeds(law: Law) -> str:
 
 def law_estimate(points: Points, law: Law, s: FitSettings, wide: bool = False) -> Estimate:
     return estimate(
-        law, points, parameters=s.parameters, delta=law_delta(law, s), pinned=s.pinned, seeds=law_seeds(law), wide=wide
+        law,
+        points,
+        parameters=counts(law, s),
+        delta=law_delta(law, s),
+        pinned=s.pinned,
+        seeds=law_seeds(law),
+        wide=wide,
     )
 
 
@@ -117,7 +146,7 @@ def law_holdouts(
 ) -> tuple[HoldOut, ...]:
     pinned = {k: v for k, v in s.pinned.items() if k in law.parameters}
     return rolling(
-        law, points, parameters=s.parameters, delta=law_delta(law, s), pinned=pinned, seeds=law_seeds(law),
+        law, points, parameters=counts(law, s), delta=law_delta(law, s), pinned=pinned, seeds=law_seeds(law),
         most=s.holdout, seed=s.seed, axis=axis, intervals=intervals,
     )  # fmt: skip
 
@@ -141,7 +170,7 @@ def report(
         requested=s.law,
         settings=s,
         x=e.law.inputs[0] if len(e.law.inputs) == 1 else None,
-        parameters=e.points.parameter_column(s.parameters),
+        parameters=e.points.parameter_column(counts(e.law, s)),
         points=e.points,
         params=e_params,
         objective=e.optimum.objective,
@@ -156,7 +185,7 @@ def report(
         resampling=r.method if r else "none",
         predictions=tuple(predict_target(e, r, target, s) for target in s.targets),
         profiles=found,
-        sensitivity=sensitivity_rows(e, s.parameters, s.targets) if s.sensitivity and e.free else (),
+        sensitivity=sensitivity_rows(e, counts(e.law, s), s.targets) if s.sensitivity and e.free else (),
         fitted=e.loss * np.exp(-e.residuals),
         estimate=e,
         resamples=r,

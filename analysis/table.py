@@ -202,7 +202,7 @@ def numeric(table: pd.DataFrame, source: str) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------- screening
 
 
-def fault_of(row: Mapping[str, Any], metric: str) -> tuple[str, float, str] | None:
+def fault_of(row: Mapping[Any, Any], metric: str) -> tuple[str, float, str] | None:
     """(column, value, what is wrong) of the first rule that a row breaks."""
     value = row["value"]
     if math.isnan(value):
