@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 OBJECT_STORE_BYTES = 100 * 2**20  # runs talk through files; Ray's store carries only messages
-GANG_START_SECONDS = 600
+GANG_END_SECONDS = 20
 
 
 def import_ray() -> Any:
@@ -99,7 +99,8 @@ class RayBackend:
             if gang.shape == gang_shape(task):
                 return gang
         for gang in idle:
-            gang.dismiss()
+            gang.tell_end()
+            gang.wait_for_end()
         self._gangs = [g for g in self._gangs if g.key is not None or not g.closed]
         self._gangs.append(Gang(self.ray, task, self._scratch, self._report))
         return self._gangs[-1]
@@ -135,8 +136,11 @@ class RayBackend:
                 RunFolder(gang.folder).request_stop()
 
     def close(self) -> None:
+        """End the gangs, then Ray: shutting down under a thread that still talks to it would end this process too."""
         for gang in self._gangs:
-            gang.close()
+            gang.tell_end()
+        for gang in self._gangs:
+            gang.wait_for_end()
         with contextlib.suppress(Exception):
             self.ray.shutdown()
 
@@ -219,17 +223,19 @@ class Gang:
         self.key = self.folder = None
         self.report(event)
 
-    def dismiss(self) -> None:
-        """Let the workers end, and wait until their cores are free."""
+    def tell_end(self) -> None:
+        """Ask the workers to leave once their current run is done."""
         self.closed = True
         with contextlib.suppress(Exception):
-            self.ray.get(self._mailbox.put.remote(None))
-        self._thread.join(timeout=60)
+            self.ray.get(self._mailbox.put.remote(None), timeout=GANG_END_SECONDS)
 
-    def close(self) -> None:
-        self.closed = True
-        with contextlib.suppress(Exception):
-            self._mailbox.put.remote(None)
+    def wait_for_end(self) -> None:
+        """Wait for the workers to have left; their cores are free then. Workers that do not leave are killed."""
+        self._thread.join(timeout=GANG_END_SECONDS)
+        if self._thread.is_alive():
+            with contextlib.suppress(Exception):
+                self.ray.kill(self._mailbox)
+            self._thread.join(timeout=GANG_END_SECONDS)
 
 
 class Mailbox:
