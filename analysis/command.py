@@ -10,13 +10,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.chain import TaskSettings, fit_chain, task_runs, task_runs_from_points
+from analysis.chain import fit_chain
 from analysis.fit import fit
 from analysis.holdout import HoldOut
 from analysis.numbers import count, number, percent, with_interval
 from analysis.points import Points, points_from_file, points_from_mlflow
 from analysis.result import FitResult, FitSettings
 from analysis.table import read_frame, rename, select_rows
+from analysis.task_runs import TaskSettings, task_runs, task_runs_from_points
 from gopher.errors import UsageError, did_you_mean
 
 

@@ -17,6 +17,7 @@ from analysis.objective import CurveModel, Model, SumModel
 from analysis.rows import Array
 
 ANNEAL = (3e-2, 1e-2, 3e-3)  # Huber deltas on the way to the target: wide first, so that far starts see the data
+NARROWEST = 1e-4  # Huber delta below which starts are followed in small steps
 SAME = 1e-6  # relative difference below which two objectives are the same minimum
 
 
@@ -105,16 +106,21 @@ def newton_step(g: Array, h: Array, damping: Array, exact: bool, still: Array | 
     return step * np.minimum(1.0, 2.0 / np.maximum(longest, 1e-300))[:, None]
 
 
-def descend(model: Model, t: Array, w: Array, delta: float | None, z: Array | None = None) -> tuple[Array, Array]:
+def descend(model: Model, t: Array, w: Array, delta: float | None) -> tuple[Array, Array]:
     """From rough starts to minima: annealed Huber widths, IRLS steps, then exact Newton."""
     for width in ANNEAL if delta is not None else ():
-        t, _ = minimise(model, t, w, max(width, delta or width), z=z, iterations=25, exact=False, tolerance=1e-4)
-    t, _ = minimise(model, t, w, delta, z=z, iterations=20, exact=False, tolerance=1e-5)
-    width = 1e-3
-    while delta is not None and width > 3 * delta:  # least absolute deviations: narrow the quadratic zone step by step
-        t, _ = minimise(model, t, w, width, z=z, iterations=30)
-        width /= 3
-    return minimise(model, t, w, delta, z=z, iterations=100)
+        t, _ = minimise(model, t, w, max(width, delta or width), iterations=25, exact=False, tolerance=1e-4)
+    t, _ = minimise(model, t, w, delta, iterations=20, exact=False, tolerance=1e-5)
+    return minimise(model, t, w, delta, iterations=100)
+
+
+def narrow(model: Model, t: Array, w: Array, delta: float) -> tuple[Array, Array]:
+    """Minima at `NARROWEST` followed to a smaller delta: towards least absolute deviations the quadratic zone holds few points."""
+    width = NARROWEST
+    while width > delta:
+        width = max(width / 1.6, delta)
+        t, f = minimise(model, t, w, width, iterations=60)
+    return t, f
 
 
 # ------------------------------------------------------------------------------------------- starts
@@ -202,12 +208,18 @@ def optimise(
     w = weights[None]
     if model.size == 0:
         return evaluated(model, w, delta)
-    t, f = descend(model, starts(model, inputs, pinned, wide), w, delta)
+    floor = 1e-20 * len(model.z)  # objectives below it are exact fits
+    zone = delta if delta is None else max(delta, NARROWEST)
+    t, f = descend(model, starts(model, inputs, pinned, wide), w, zone)
     order = np.argsort(f, kind="stable")
     t, f = t[order], f[order]
-    floor = 1e-20 * len(model.z)  # objectives below it are exact fits
-    same = f <= f[0] * (1 + SAME) + floor
-    minima = distinct(model, t, f, w, delta, floor)
+    share = float((f <= f[0] * (1 + SAME) + floor).mean())
+    tried = len(f)
+    minima = distinct(model, t, f, w, zone, floor)
+    if delta is not None and delta < NARROWEST:
+        t, f = narrow(model, t[minima], w, delta)
+        order = np.argsort(f, kind="stable")
+        t, f, minima = t[order], f[order], list(range(len(order)))
     _, g, h = model.evaluate(t[:1], w, delta, False)
     _, slope, _ = model.evaluate(t[:1], w, delta, True)
     at_limit = frozen(model, t[:1], slope, None)
@@ -217,8 +229,8 @@ def optimise(
     return Optimum(
         theta=model.to_theta(t[0]),
         objective=float(f[0]),
-        start_share=float(same.mean()),
-        starts=len(f),
+        start_share=share,
+        starts=tried,
         runner_up=None if other is None else float(f[other]),
         runner_up_params=None if other is None else named(model.law, model.to_theta(t[other])),
         grad_norm=float(np.linalg.norm(slope[0] / scale[0]) / np.sqrt(max(f[0], floor))),

@@ -98,15 +98,15 @@ def log_gradient(theta: Array, inputs: Mapping[str, Any]) -> Array:
 
 
 def starts(inputs: Mapping[str, Any], loss: Array) -> Array:
-    """For repetition worths of 2 to 60 epochs: a Chinchilla start on the effective tokens, with several R_N*."""
+    """For repetition worths of 4 to 60 epochs: a Chinchilla start on the effective tokens, with several R_N*."""
     n, d, u = (np.asarray(inputs[name], float) for name in ("params", "tokens", "unique_tokens"))
     out = []
-    for r_d in (2.0, 8.0, 15.0, 60.0):
+    for r_d in (4.0, 15.0, 60.0):
         d_eff = np.minimum(u, d) * (1 + worth(np.maximum(d / u - 1, 0.0), np.array(r_d)))
         first = projected_starts(chinchilla(), {"params": n, "tokens": d_eff}, loss, {})
         misfit = np.square(chinchilla().log_predict(first, {"params": n, "tokens": d_eff}) - np.log(loss)).sum(1)
-        for theta in first[np.argsort(misfit)[:4]]:
-            out += [np.append(theta, [np.log(r_d), np.log(r_n)]) for r_n in (1.0, 5.0, 40.0, 1e4)]
+        for theta in first[np.argsort(misfit)[:2]]:
+            out += [np.append(theta, [np.log(r_d), np.log(r_n)]) for r_n in (1.0, 5.0, 1e3)]
     return np.array(out)
 
 

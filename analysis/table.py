@@ -151,7 +151,7 @@ def with_notes(table: pd.DataFrame) -> pd.DataFrame:
     """The table with `key=value;` pairs of its note column as columns (numbers where all are), existing names kept."""
     if "note" not in table.columns:
         return table
-    notes = table["note"].fillna("").astype(str)
+    notes = table["note"].astype(object).where(table["note"].notna(), "").astype(str)
     keys = sorted({m for text in notes.unique() for m in re.findall(r"(?:^|;)\s*([A-Za-z_]\w*)=", text)})
     extra = {}
     for key in keys:
