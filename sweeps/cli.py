@@ -15,6 +15,8 @@ VERBS = {
     "status": "where every run stands",
     "fit": "the scaling curve of a sweep, or of points=FILE.csv, with intervals",
     "report": "figures and one HTML page, also logged to MLflow",
+    "forecast": "freeze a prediction before its run, score it afterwards: gopher forecast freeze|score|list",
+    "suggest": "which run narrows the target's interval most per unit of cost",
     "ui": "MLflow on loopback, with a link to the dashboard",
 }
 USAGE = """usage: gopher VERB [group=choice] [key=value ...]

@@ -15,7 +15,7 @@ from gopher.identity import flatten
 from sweeps.conf_dir import CONF_DIR
 
 # keys below these are the user's own: axes to sweep, CSV columns, weights of subsets, seeds of rungs
-FREE_FORM = ("axes", "columns", "data.weights", "extra_seeds", "pinned", "task")
+FREE_FORM = ("axes", "columns", "data.weights", "extra_seeds", "pinned", "target", "task")
 OVERRIDE = re.compile(r"^(?P<sigil>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)(=(?P<value>.*))?$", re.DOTALL)
 
 

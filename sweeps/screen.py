@@ -5,6 +5,7 @@ from typing import Any
 
 from sweeps.status import PlanRow, RunRow, counts
 
+WIDE_COLUMNS = 200
 STYLES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
 
 
@@ -33,7 +34,9 @@ def loss(value: float | None) -> str:
 def console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, soft_wrap=True)
+    file = sys.stderr if stderr else sys.stdout
+    width = None if file.isatty() else WIDE_COLUMNS  # a file or a pipe has no edge to fold at
+    return Console(file=file, highlight=False, soft_wrap=True, width=width)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Any:

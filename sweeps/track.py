@@ -300,7 +300,11 @@ class Tracker:
             return f"MLflow at {without_password(self.uri)} did not answer ({first_line(error)}); the same command tries again"
         return None
 
-    # ---- fits and reports
+    # ---- fits, reports, forecasts
+
+    def log_folder(self, folder: Path, place: str) -> None:
+        """A folder's files onto the sweep's parent run, under the artifact folder `place`."""
+        self._client.log_artifacts(self._parent, str(folder), place)
 
     def log_report(self, fit: dict[str, Any], folder: Path, note: str, metrics: dict[str, float]) -> str:
         """A nested run of kind=fit with the report's files; the parent gets them too, with `note` as its description.

@@ -1,0 +1,80 @@
+"""`gopher report`: figures and one HTML page about a sweep (or a table of points), written under the output root and logged to MLflow."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import UsageError
+from sweeps.provenance import code_state, versions
+from sweeps.settings import Settings, settings_of
+from sweeps.study import ComposeFn, check_rungs
+from sweeps.track import Tracker
+from sweeps.verbs.fit import fit_request
+
+
+def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
+    from analysis.command import run_fit
+    from analysis.curves import curves_from_mlflow
+    from analysis.forecast_files import load_all
+    from analysis.report import write_report
+    from sweeps.screen import console
+
+    tree = compose(overrides).tree
+    settings = settings_of(tree)
+    request = fit_request(tree, settings)
+    result = run_fit(request)
+    from_sweep = request.points is None
+    curves = curves_from_mlflow(settings.tracking_uri, settings.name) if from_sweep else []
+    folder = report_folder(settings, request.points)
+    command = f"gopher report {' '.join(overrides)}".strip()
+    page = write_report(
+        result,
+        result.points,
+        curves,
+        folder,
+        title=settings.name if from_sweep else str(request.points),
+        forecasts=load_all(settings.sweep_dir / "forecasts") if from_sweep else [],
+        provenance=report_provenance(),
+        commands=[f"gopher launch sweep={settings.name}", command] if from_sweep else [command],
+    )
+    if from_sweep:
+        log_report(settings, check_rungs(tree["rungs"]), result, folder)
+    console(stderr=True).print(f"report: {page}", markup=False)
+    return 0
+
+
+def report_folder(settings: Settings, points: Any) -> Path:
+    if points is None:
+        return settings.sweep_dir / "report"
+    if not isinstance(points, str):
+        raise UsageError(f"points is {list(points)}; a report is about one table, so give one file")
+    return settings.root / "reports" / Path(points).stem
+
+
+def report_provenance() -> dict[str, str]:
+    code = code_state()
+    commit = f"{code.commit}{' with uncommitted changes' if code.dirty else ''}" if code.commit else "installed package"
+    return {"code": commit, **versions()}
+
+
+def log_report(settings: Settings, rungs: Sequence[str], result: Any, folder: Path) -> None:
+    """The page, its pictures and the fit into MLflow: a nested fit run, and the sweep's own note with the curve."""
+    from analysis.findings import findings
+    from analysis.result import to_json
+
+    told = findings(result)
+    tracker = Tracker(settings.tracking_uri, settings.name, settings.root / "mlartifacts", rungs)
+    tracker.open_sweep("")
+    numbers = {f"fit/{name}": float(value) for name, value in result.params.items()}
+    note = note_text(told, sorted(p.stem for p in (folder / "figures").glob("*.png")), settings.name)
+    tracker.log_report(json.loads(json.dumps(to_json(result))), folder, note, numbers)
+
+
+def note_text(told: Any, figures: Sequence[str], sweep: str) -> str:
+    """Markdown of the sweep's page in MLflow: the headline first (a folded note shows one line), the curve, the findings."""
+    first = next((f for f in ("loss_vs_params", "loss_vs_size") if f in figures), figures[0] if figures else None)
+    picture = [f"![{told.headline}](get-artifact?path=report/figures/{first}.png&run_uuid={{parent}})"] if first else []
+    link = f"[The whole report](#/experiments/{{experiment}}/runs/{{parent}}/artifacts/report/report.html) of the sweep `{sweep}`"
+    lines = [f"**{told.headline}**", *picture, *(f"- {f.text}" for f in told.findings), link]
+    return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:-1]) + "\n\n" + lines[-1]
