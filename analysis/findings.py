@@ -119,11 +119,11 @@ def clearly_falls(result: FitResult) -> bool:
     return low > 0 and not any(f.level == "warning" for f in order_findings(result))
 
 
-def ranged(result: FitResult, name: str, value: float | None = None) -> str:
+def ranged(result: FitResult, name: str, estimate: float | None = None) -> str:
     """A parameter with its 95 % interval."""
-    value = result.params.get(name) if value is None else value
-    ends = result.ci.get(name, {}).get("95")
-    return with_interval(value, ends[0], ends[1], extra=1) if ends else number(value, 3)
+    estimate = result.params.get(name) if estimate is None else estimate
+    ends = result.ci.get("N_exponent" if name == "a_opt" and "N_exponent" in result.ci else name, {}).get("95")
+    return with_interval(estimate, ends[0], ends[1], extra=1) if ends else number(estimate, 3)
 
 
 def largest_holdout(result: FitResult) -> HoldOut | None:
@@ -134,17 +134,30 @@ def largest_holdout(result: FitResult) -> HoldOut | None:
 
 def holdout_sentence(h: HoldOut) -> str:
     name, others = held_words(h)
-    measured = number(h.actual) if h.interval95 is None else same_places(h.actual, h.interval95)
     start = f"{name}, predicted from the {others}: "
     if h.interval95 is None:
-        return f"{start}{number(h.predicted)}, measured {measured}: {percent(h.error_percent, True)}, with no interval to judge it by."
-    inside = h.interval95[0] <= h.actual <= h.interval95[1]
-    return f"{start}{with_interval(h.predicted, *h.interval95)}, measured {measured}: {'inside' if inside else 'OUTSIDE'} the 95 % interval."
+        error = percent(h.error_percent, True)
+        return f"{start}{value(h.predicted)}, measured {value(h.actual)}: {error}, with no interval to judge it by."
+    verdict = "inside" if is_inside(h) else "OUTSIDE"
+    measured = same_places(h.actual, h.interval95)
+    return f"{start}{with_interval(h.predicted, *h.interval95)}, measured {measured}: {verdict} the 95 % interval."
+
+
+def is_inside(h: HoldOut) -> bool | None:
+    """Whether the 95 % interval holds what was measured; None without an interval."""
+    return None if h.interval95 is None else h.interval95[0] <= h.actual <= h.interval95[1]
+
+
+def value(v: float) -> str:
+    """A loss or score as it is, an optimal size as a count."""
+    return count(v) if v >= 1e5 else number(v)
 
 
 def held_words(h: HoldOut) -> tuple[str, str]:
-    """What was held out and what it was predicted from: a rung from rungs, or a range of sizes from smaller runs."""
+    """What was held out and what it was predicted from: a rung from rungs, an optimum from smaller budgets, a range of sizes."""
     name = rung_name(h.rung)
+    if "opt at" in name:
+        return name, plural(h.fitted_rungs, "smaller budget")
     if name == h.rung or len(name) <= 10:
         return name, plural(h.fitted_rungs, "smaller rung")
     return f"The largest runs ({name})", "smaller ones"
@@ -166,16 +179,17 @@ def prediction_sentence(p: Prediction) -> str:
         ]
     )
     ends = p.intervals.get("95")
-    text = f"At {at} the law predicts {with_interval(p.mean, *ends) if ends else number(p.mean)}"
+    parts = [f"the law predicts {with_interval(p.mean, *ends) if ends else number(p.mean)}"] if known(p.mean) else []
     if "N_opt" in p.derived:
-        text += f", best spent on {optimum_words(p, 'N_opt')} parameters and {optimum_words(p, 'D_opt')} tokens"
-    return text + "."
+        split = f"{optimum_words(p, 'N_opt')} parameters and {optimum_words(p, 'D_opt')} tokens"
+        parts.append(f"best spent on {split}" if parts else f"the optimum is {split}")
+    return f"At {at} {', '.join(parts)}."
 
 
 def optimum_words(p: Prediction, key: str) -> str:
     ends = p.derived_ci.get(key, {}).get("95")
-    value = count(p.derived[key])
-    return f"{value} [{count(ends[0])}, {count(ends[1])}]" if ends else value
+    optimum = count(p.derived[key])
+    return f"{optimum} [{count(ends[0])}, {count(ends[1])}]" if ends else optimum
 
 
 # ------------------------------------------------------------------------------------------------ findings
@@ -185,34 +199,29 @@ def holdout_findings(result: FitResult) -> list[Finding]:
     held = largest_holdout(result)
     if held is None:
         return [Finding(level="warning", text="No rung was held out, so nothing shows how well this law predicts.")]
-    out = []
-    if held.interval95 is not None:
-        inside = held.interval95[0] <= held.actual <= held.interval95[1]
-        text = f"{held_start(held)} ({number(held.actual)}) {'lie' if held_start(held).startswith('The held-out runs') else 'lies'} {'inside' if inside else 'OUTSIDE'} the 95 % prediction interval {interval(*held.interval95)}; the prediction is off by {percent(held.error_percent, True)}, {fixed(held.decades, 2)} decades beyond what it was made from."
-        out.append(Finding(level="good" if inside else "warning", text=text))
-    else:
-        out.append(
-            Finding(
-                level="note",
-                text=f"{held_start(held)}: predicted to {percent(held.error_percent, True)}, without an interval: {plural(held.fitted_rungs, 'smaller rung')} leave no degrees of freedom.",
-            )
-        )
+    name, others = held_words(held)
+    far = f"{fixed(held.decades, 2)} decades beyond what it was made from"
+    if held.interval95 is None:
+        text = f"Held out: {name} is predicted from the {others} with an error of {percent(held.error_percent, True)}, {far}; there is no interval to judge it by."
+        return [Finding(level="note", text=text)]
+    inside = is_inside(held)
+    text = f"Held out: {name} ({value(held.actual)}) is {'inside' if inside else 'OUTSIDE'} the 95 % prediction interval {interval(*held.interval95)}"
+    text += f"; the prediction is off by {percent(held.error_percent, True)}, {far}."
+    return [Finding(level="good" if inside else "warning", text=text), *rolling_findings(result)]
+
+
+def rolling_findings(result: FitResult) -> list[Finding]:
+    """How many of all hold-outs lie inside their intervals."""
     judged = [h for h in result.holdout if h.law == result.law and h.interval95 is not None]
-    missed = [h for h in judged if h.interval95 and not h.interval95[0] <= h.actual <= h.interval95[1]]
-    if len(judged) > 1:
-        level: Level = "warning" if missed else "good"
-        names = listed([f"{rung_name(h.rung)} from {h.fitted_rungs} rungs" for h in missed])
-        kept = len(judged) - len(missed)
-        text = f"{kept} of {len(judged)} hold-outs {'lies' if kept == 1 else 'lie'} inside the 95 % interval" + (
-            f"; outside: {names}." if missed else "."
-        )
-        out.append(Finding(level=level, text=text))
-    return out
-
-
-def held_start(h: HoldOut) -> str:
-    name = rung_name(h.rung)
-    return f"The held-out rung {name}" if name == h.rung or len(name) <= 10 else f"The held-out runs of {name}"
+    missed = [h for h in judged if not is_inside(h)]
+    if len(judged) < 2:
+        return []
+    kept = len(judged) - len(missed)
+    text = f"{kept} of {len(judged)} hold-outs {'lies' if kept == 1 else 'lie'} inside the 95 % interval"
+    if not missed:
+        return [Finding(level="good", text=f"{text}.")]
+    names = listed([f"{rung_name(h.rung)} from {h.fitted_rungs}" for h in missed])
+    return [Finding(level="warning", text=f"{text}; outside: {names} smaller ones.")]
 
 
 def also_findings(fit: FitResult) -> list[Finding]:
@@ -224,14 +233,14 @@ def also_findings(fit: FitResult) -> list[Finding]:
         if f.level == "warning"
     ]
     if held is not None and held.interval95 is not None:
-        inside = held.interval95[0] <= held.actual <= held.interval95[1]
+        inside = is_inside(held)
         out.append(Finding(level="good" if inside else "warning", text=f"Against {axis}: {holdout_sentence(held)}"))
     return out
 
 
 def order_findings(result: FitResult) -> list[Finding]:
     """Whether loss falls strictly along the ladder (mean over seeds)."""
-    if result.x is None:
+    if result.x is None or result.estimate is None:
         return []
     rungs = result.points.rungs(result.parameters.removeprefix("params_"))
     if len(rungs) < 2 or len(rungs) > 40:
@@ -349,7 +358,9 @@ def target_findings(result: FitResult) -> list[Finding]:
         if decades is not None and decades > 0:
             text += f" That is {fixed(decades, 2)} decades beyond the largest run."
         far = decades is not None and decades > FAR_DECADES
-        out.append(Finding(level="warning" if far or p.intervals.get("95") is None else "note", text=text))
+        out.append(
+            Finding(level="warning" if far or (known(p.mean) and p.intervals.get("95") is None) else "note", text=text)
+        )
     return out
 
 

@@ -6,12 +6,10 @@ outcome, so an edited forecast is refused when it is read. Nothing here talks to
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,19 +18,19 @@ from analysis.fit import FitResult, FitSettings, fit
 from analysis.rows import Excluded, Point, Points
 from gopher.errors import UsageError
 from gopher.identity import content_hash, short_key
-from gopher.record import write_atomic
 
 LEVELS = (50, 80, 95)
 SAME_SIZE = 0.005  # relative: two sizes closer than this are one rung, whatever it is called
-SIZES = ("params", "tokens", "flops")
+SIZES = ("params_total", "params_non_embedding", "flops", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is predicted: a rung by name, by size, or both. `params` is in the convention of the fit."""
+    """What is predicted: a rung by name, by size, or both. The fit takes the parameter count of its own convention."""
 
     rung: str | None = None
-    params: float | None = None
+    params_total: float | None = None
+    params_non_embedding: float | None = None
     tokens: float | None = None
     flops: float | None = None
     run_keys: tuple[str, ...] = ()  # runs planned for it, when known
@@ -128,8 +126,8 @@ def freeze(
 ) -> Forecast:
     """The prediction for `target` from all other points, with everything it rests on. Nothing is written."""
     settings = settings or FitSettings()
-    target = completed(target, points, settings.parameters)
-    kept, out = apart(points, target, settings.parameters)
+    target = completed(target, points)
+    kept, out = apart(points, target)
     result = fit(kept, replace(settings, targets=()))
     inputs = law_inputs(result, target)
     mean = float(np.asarray(result.predict(inputs)).ravel()[0])
@@ -162,33 +160,27 @@ def freeze(
     return replace(forecast, sha256=content_hash(frozen_part(forecast)))
 
 
-def completed(target: Target, points: Points, parameters: str) -> Target:
+def completed(target: Target, points: Points) -> Target:
     """The target with sizes that its rung's own runs already show (sizes only, never their losses)."""
     own = [p for p in points if (target.rung is not None and p.rung == target.rung) or p.run_id in target.run_keys]
-    sizes = {"params": points.parameter_column(parameters), "tokens": "tokens", "flops": "flops"}
-    found: dict[str, float] = {}
-    for name, column in sizes.items():
-        values = {getattr(p, column) for p in own} - {None}
-        if getattr(target, name) is None and len(values) == 1:
-            found[name] = float(values.pop())
-    target = replace(
-        target,
-        params=found.get("params", target.params),
-        tokens=found.get("tokens", target.tokens),
-        flops=found.get("flops", target.flops),
-    )
-    if all(getattr(target, name) is None for name in SIZES):
+    found = {name: shared_size(own, name) if getattr(target, name) is None else getattr(target, name) for name in SIZES}
+    if all(value is None for value in found.values()):
         raise UsageError(
-            f"the forecast's target {target.rung or '(unnamed)'} has no size; give target.params, target.tokens or target.flops, "
-            "or plan the rung in the sweep"
+            f"the forecast's target {target.rung or '(unnamed)'} has no size; give target.params_non_embedding, target.tokens "
+            "or target.flops, or plan the rung in the sweep"
         )
-    return target
+    return replace(target, **found)
 
 
-def apart(points: Points, target: Target, parameters: str) -> tuple[Points, tuple[Excluded, ...]]:
+def shared_size(own: Sequence[Point], name: str) -> Any:
+    """The size that all these runs have in common, or None."""
+    values = {getattr(p, name) for p in own}
+    return float(values.pop()) if len(values) == 1 and None not in values else None
+
+
+def apart(points: Points, target: Target) -> tuple[Points, tuple[Excluded, ...]]:
     """(points that may be fitted, the target's own runs with the reason each is kept out)."""
-    column = points.parameter_column(parameters)
-    reasons = [own_reason(p, target, column) for p in points]
+    reasons = [own_reason(p, target) for p in points]
     out = tuple(
         Excluded(run_id=p.run_id, rung=p.rung, seed=p.seed, reason=r)
         for p, r in zip(points, reasons, strict=True)
@@ -203,31 +195,29 @@ def apart(points: Points, target: Target, parameters: str) -> tuple[Points, tupl
     return kept, out
 
 
-def own_reason(point: Point, target: Target, column: str) -> str | None:
-    """Why a point belongs to the target, or None when it does not: its key, its rung's name, its parameters, else its FLOPs or tokens."""
+def own_reason(point: Point, target: Target) -> str | None:
+    """Why a point belongs to the target, or None: its key, its rung's name, or the first size that both name."""
     if point.run_id in target.run_keys or (point.mlflow_run is not None and point.mlflow_run in target.run_keys):
         return "it is a run of the target"
     if target.rung is not None and point.rung == target.rung:
         return f"it is of the target's rung {target.rung}"
-    for name, attribute in (("params", column), ("flops", "flops"), ("tokens", "tokens")):
-        wanted, has = getattr(target, name), getattr(point, attribute)
-        if wanted is None:
-            continue
-        if has is not None and abs(has / wanted - 1) < SAME_SIZE:
-            return f"its {attribute} is the target's ({has:.4g})"
-        return None  # the first size that the target names decides
+    for name in SIZES:
+        wanted, has = getattr(target, name), getattr(point, name)
+        if wanted is not None and has is not None:
+            return f"its {name} is the target's ({has:.4g})" if abs(has / wanted - 1) < SAME_SIZE else None
     return None
 
 
 def law_inputs(result: FitResult, target: Target) -> dict[str, Any]:
     """The target as the inputs of the fitted law."""
     needed = result.known_estimate().law.inputs
-    known = {name: getattr(target, name) for name in SIZES} | {"unique_tokens": target.tokens}
+    known = {"params": getattr(target, result.parameters), "tokens": target.tokens, "flops": target.flops}
+    known["unique_tokens"] = target.tokens
     missing = [name for name in needed if known.get(name) is None]
     if missing:
         raise UsageError(
             f"law {result.law} reads {' and '.join(missing)}, which the target {describe(target)} lacks; "
-            f"give target.{missing[0]} or another law"
+            f"give target.{result.parameters if missing[0] == 'params' else missing[0]} or another law"
         )
     return {name: np.array([float(known[name] or 0)]) for name in needed}
 
@@ -311,7 +301,7 @@ def score(forecast: Forecast, points: Points, now: datetime | None = None) -> Fo
 def own_runs(forecast: Forecast, points: Points) -> list[Point]:
     """Finished runs of the target: of its rung or size, at its token count when it names one."""
     target = forecast.target
-    found = [p for p in points if own_reason(p, target, forecast.parameters) is not None and right_tokens(p, target)]
+    found = [p for p in points if own_reason(p, target) is not None and right_tokens(p, target)]
     leaked = sorted({p.run_id for p in forecast.points} & {p.run_id for p in found})
     if leaked:
         raise UsageError(
@@ -374,68 +364,3 @@ def exact_range(k: int, n: int) -> tuple[float, float]:
     from scipy.stats import beta
 
     return (float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0, float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0)
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-
-def save(forecast: Forecast, folder: Path | str) -> Path:
-    """Write folder/<id>.json. The same prediction frozen again keeps the first file (its time is the earlier one)."""
-    path = Path(folder) / f"{forecast.id}.json"
-    if path.exists():
-        held = load(path)
-        if held.sha256 != forecast.sha256:
-            forecast = replace(
-                held,
-                outcome=forecast.outcome or held.outcome,
-                earlier_outcomes=forecast.earlier_outcomes or held.earlier_outcomes,
-            )
-        if held == forecast:
-            return path
-    write_atomic(path, json.dumps(asdict(forecast), indent=2, sort_keys=True, allow_nan=False) + "\n")
-    return path
-
-
-def load(path: Path | str) -> Forecast:
-    """A forecast from its file; `UsageError` when what was frozen has been changed since."""
-    try:
-        forecast = parsed(json.loads(Path(path).read_text("utf-8")))
-    except FileNotFoundError:
-        raise UsageError(
-            f"there is no forecast {Path(path).name}; `gopher forecast` lists those of the sweep"
-        ) from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UsageError(
-            f"{Path(path).name} is no forecast as this version writes them; restore the file or delete it and freeze again"
-        ) from None
-    if content_hash(frozen_part(forecast)) != forecast.sha256:
-        raise UsageError(
-            f"forecast {forecast.id} was changed after it was frozen; restore the file or delete it and freeze again"
-        )
-    return forecast
-
-
-def parsed(raw: dict[str, Any]) -> Forecast:
-    """A forecast from its JSON object."""
-    outcome = raw["outcome"]
-    return Forecast(
-        **raw
-        | {
-            "target": Target(**raw["target"] | {"run_keys": tuple(raw["target"]["run_keys"])}),
-            "intervals": {level: (low, high) for level, (low, high) in raw["intervals"].items()},
-            "reasons": tuple(raw["reasons"]),
-            "points": tuple(UsedPoint(**p) for p in raw["points"]),
-            "kept_out": tuple(KeptOut(**k) for k in raw["kept_out"]),
-            "outcome": None if outcome is None else parsed_outcome(outcome),
-            "earlier_outcomes": tuple(parsed_outcome(o) for o in raw["earlier_outcomes"]),
-        }
-    )
-
-
-def parsed_outcome(raw: dict[str, Any]) -> Outcome:
-    return Outcome(**raw | {"runs": tuple(Measured(**r) for r in raw["runs"])})
-
-
-def load_all(folder: Path | str) -> list[Forecast]:
-    """All forecasts of a folder, oldest first; an absent folder holds none."""
-    return sorted((load(path) for path in Path(folder).glob("*.json")), key=lambda f: (f.created_at, f.id))

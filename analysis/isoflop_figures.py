@@ -23,62 +23,50 @@ from analysis.drawing import (
     value_axis,
 )
 from analysis.fit import FitResult
+from analysis.isoflop import BUDGET_GAP, FEWEST_SIZES, Minimum, Skipped, budgets, valley
 from analysis.law import Quantities
 from analysis.numbers import count, known, number, power_of_ten
-from analysis.rows import Array
+from analysis.rows import Array, Points
 from analysis.words import axis_words, symbol
 
-BUDGET_GAP = 0.04  # decades of FLOPs between neighbours that still belong to one budget
-FEWEST_SIZES = 4  # of a budget: three parameters of a parabola and one to spare
+SIZES_SHARE = 0.6  # of the runs that must lie in budgets with enough sizes for the valleys to be worth drawing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Valley:
-    """Runs of one FLOP budget and the parabola through them: loss = quadratic in log10 N (Hoffmann et al. 2022, approach 2)."""
+    """Runs of one FLOP budget, and the minimum of the parabola through them or why there is none."""
 
-    flops: float
     size: Array
     loss: Array
-    coefficients: Array  # of log10 N, highest power first
-    n_opt: float | None  # None: no minimum (the parabola opens downwards)
-    at_edge: bool  # the minimum lies outside the sizes that were run
+    found: Minimum | Skipped
+
+    @property
+    def n_opt(self) -> float | None:
+        """The optimal size, when it lies among the sizes that were run."""
+        return self.found.n_opt if isinstance(self.found, Minimum) and not self.found.at_edge else None
+
+    def parabola(self, log_size: Array) -> Array:
+        """Loss along log10 of the size (Hoffmann et al. 2022, approach 2)."""
+        logs = np.log10(self.size)
+        return np.polyval(np.polyfit(logs - logs.mean(), self.loss, 2), log_size - logs.mean())
 
 
-def valleys_of(flops: Array, size: Array, loss: Array) -> list[Valley]:
+def valleys_of(points: Points, parameters: str) -> list[Valley]:
     """Budgets with enough sizes, smallest first; empty when the runs do not come in budgets."""
-    if len(flops) < 2 * FEWEST_SIZES or not np.isfinite(flops).all() or not np.isfinite(size).all():
+    table = points.inputs(parameters)
+    n, d, c, loss = table["params"], table["tokens"], table["flops"], table["loss"]
+    if len(n) < 2 * FEWEST_SIZES or not (np.isfinite(c) & np.isfinite(n)).all():
         return []
-    order = np.argsort(flops)
-    log_flops = np.log10(flops[order])
-    groups = np.split(order, np.flatnonzero(np.diff(log_flops) > BUDGET_GAP) + 1)
-    found = [
-        g for g in groups if np.ptp(np.log10(flops[g])) < 2 * BUDGET_GAP and len(np.unique(size[g])) >= FEWEST_SIZES
-    ]
-    if len(found) < 2 or sum(map(len, found)) < 0.6 * len(flops):
+    d = np.where(np.isfinite(d), d, c / (6 * n))
+    groups = [g for g in budgets(c) if np.ptp(np.log10(c[g])) < 2 * BUDGET_GAP and len(np.unique(n[g])) >= FEWEST_SIZES]
+    if len(groups) < 2 or sum(map(len, groups)) < SIZES_SHARE * len(n):
         return []
-    return [valley(flops[g], size[g], loss[g]) for g in found]
-
-
-def valley(flops: Array, size: Array, loss: Array) -> Valley:
-    logs = np.log10(size)
-    middle = float(logs.mean())  # centred, so that the squares do not cancel
-    a, b, c = np.polyfit(logs - middle, loss, 2)
-    coefficients = np.array([a, b - 2 * a * middle, c - b * middle + a * middle**2])
-    best = middle - b / (2 * a) if a > 0 else None
-    return Valley(
-        flops=float(np.exp(np.log(flops).mean())),
-        size=size,
-        loss=loss,
-        coefficients=coefficients,
-        n_opt=None if best is None else float(10**best),
-        at_edge=best is not None and not (logs.min() <= best <= logs.max()),
-    )
+    return [Valley(size=n[g], loss=loss[g], found=valley(n[g], d[g], loss[g], c[g], np.ones(len(g)))) for g in groups]
 
 
 def valleys(fit: FitResult) -> Figure | None:
     """Loss against size, one valley a budget, minima marked."""
-    inputs = fit.points.inputs(fit.parameters.removeprefix("params_"))
-    found = valleys_of(inputs["flops"], inputs["params"], inputs["loss"])
+    found = valleys_of(fit.points, fit.parameters.removeprefix("params_"))
     if not found:
         return None
     title = "IsoFLOP valleys"
@@ -90,18 +78,7 @@ def valleys(fit: FitResult) -> Figure | None:
         for i, v in enumerate(found):
             draw_valley(ax, v, shade(i, len(found)))
         name_budgets(ax, found, limits)
-    rows = tuple(
-        (
-            power_of_ten(v.flops),
-            str(len(v.loss)),
-            f"{count(float(v.size.min()))} – {count(float(v.size.max()))}",
-            count(v.n_opt) if v.n_opt and not v.at_edge else "none inside the grid",
-            number(float(np.polyval(v.coefficients, np.log10(v.n_opt))))
-            if v.n_opt and not v.at_edge
-            else number(float(v.loss.min())) + " (lowest run)",
-        )
-        for v in found
-    )
+    rows = tuple(valley_row(v) for v in found)
     missing = [r[0] for r in rows if r[3].startswith("none")]
     caption = "Parabolas in log size at one FLOP budget each; diamonds: minima. Valleys are flat: sizes a factor of two off cost little."
     if missing:
@@ -111,37 +88,34 @@ def valleys(fit: FitResult) -> Figure | None:
     return finish(page, "isoflop", title, alt, caption, Table(header=header, rows=rows))
 
 
+def valley_row(v: Valley) -> tuple[str, ...]:
+    sizes = f"{count(float(v.size.min()))} – {count(float(v.size.max()))}"
+    if v.n_opt and isinstance(v.found, Minimum):
+        return (power_of_ten(v.found.flops), str(v.found.runs), sizes, count(v.n_opt), number(v.found.loss))
+    lowest = f"{number(float(v.loss.min()))} (lowest run)"
+    return (power_of_ten(v.found.flops), str(v.found.runs), sizes, "none inside the grid", lowest)
+
+
 def shade(i: int, n: int) -> str:
     """Dark to light blue-grey along the budgets (order is also told by position and name)."""
     return to_hex(colormaps["cividis"](0.05 + 0.75 * i / max(1, n - 1)))
 
 
 def draw_valley(ax: Any, v: Valley, colour: str) -> None:
-    ends = np.log10(v.size.min()), np.log10(v.size.max())
-    grid = np.linspace(*ends, 60)
-    ax.plot(10**grid, np.polyval(v.coefficients, grid), color=colour, lw=1.3, zorder=2)
+    grid = np.linspace(np.log10(v.size.min()), np.log10(v.size.max()), 60)
+    ax.plot(10**grid, v.parabola(grid), color=colour, lw=1.3, zorder=2)
     ax.plot(v.size, v.loss, "o", color=colour, ms=3.5, mew=0, zorder=3)
-    if v.n_opt and not v.at_edge:
-        ax.plot(
-            [v.n_opt],
-            [np.polyval(v.coefficients, np.log10(v.n_opt))],
-            "D",
-            color=PREDICTED,
-            ms=5,
-            mec="white",
-            mew=0.7,
-            zorder=5,
-        )
+    if v.n_opt and isinstance(v.found, Minimum):
+        ax.plot([v.n_opt], [v.found.loss], "D", color=PREDICTED, ms=5, mec="white", mew=0.7, zorder=5)
 
 
 def name_budgets(ax: Any, found: list[Valley], limits: tuple[float, float]) -> None:
     """FLOPs at the right end of every valley, moved apart."""
     low, high = limits
-    shares = [
-        np.log(float(np.polyval(v.coefficients, np.log10(v.size.max()))) / low) / np.log(high / low) for v in found
-    ]
+    ends = [float(v.parabola(np.log10(v.size.max()))) for v in found]
+    shares = [float(np.log(end / low) / np.log(high / low)) for end in ends]
     for v, s in zip(found, spread(shares, 0.056, 0.02, 0.98), strict=True):
-        label(ax, float(v.size.max()), float(low * (high / low) ** s), power_of_ten(v.flops, 1), dx=6)
+        label(ax, float(v.size.max()), float(low * (high / low) ** s), power_of_ten(v.found.flops, 1), dx=6)
 
 
 # ------------------------------------------------------------------------------------------------ frontier
@@ -149,15 +123,35 @@ def name_budgets(ax: Any, found: list[Valley], limits: tuple[float, float]) -> N
 
 def allocation(fit: FitResult, flops: float) -> tuple[dict[str, float], Quantities]:
     """N_opt, D_opt, ... at a budget: of the fit, and of every bootstrap refit; empty where the law has none."""
+    if "N_coef" in fit.params:  # approaches 1 and 2 give the lines themselves
+        columns = dict(zip(fit.params, fit.samples.T, strict=True)) if len(fit.samples) else {}
+        return {k: float(v) for k, v in lines_at(fit.params, flops).items()}, lines_at(
+            columns, flops
+        ) if columns else {}
     if fit.estimate is None:
         return {}, {}
     law = fit.estimate.law
     point = {k: float(v[0]) for k, v in law.allocate({k: np.array([v]) for k, v in fit.params.items()}, flops).items()}
-    if not point or fit.samples.ndim != 2 or fit.samples.shape[1] != len(law.parameters) or not len(fit.samples):
+    if not point or not len(fit.samples):
         return point, {}
     columns = {name: fit.samples[:, i] for i, name in enumerate(law.parameters)}
     with np.errstate(all="ignore"):
         return point, law.allocate(columns, flops)
+
+
+def lines_at(p: Any, flops: float) -> dict[str, Any]:
+    """The two lines of approaches 1 and 2 at a budget."""
+    n, d = p["N_coef"] * flops ** p["N_exponent"], p["D_coef"] * flops ** p["D_exponent"]
+    return {"N_opt": n, "D_opt": d, "tokens_per_parameter": d / n}
+
+
+def minima_of(fit: FitResult) -> list[tuple[float, float, float]]:
+    """(FLOPs, N_opt, D_opt) of the budgets' minima that lie inside their grids, or of the envelope."""
+    rows = fit.tables.get("envelope")
+    if rows:
+        return [(row["flops"], row["n_opt"], row["d_opt"]) for row in rows]
+    found = [v.found for v in valleys_of(fit.points, fit.parameters.removeprefix("params_")) if v.n_opt]
+    return [(m.flops, m.n_opt, m.d_opt) for m in found if isinstance(m, Minimum)]
 
 
 def spent(inputs: Quantities) -> Array:
@@ -176,8 +170,7 @@ def frontier(fit: FitResult) -> Figure | None:
     low, high = 0.8 * float(used.min()), max([float(used.max()) * 10, *(1.5 * t for t in targets)])
     grid = np.geomspace(low, high, 40)
     found = [allocation(fit, c) for c in grid]
-    valleys = valleys_of(inputs["flops"], inputs["params"], inputs["loss"])
-    minima = [(v.flops, v.n_opt) for v in valleys if v.n_opt and not v.at_edge]
+    minima = minima_of(fit)
     title = "Efficient frontier"
     with sheet(title, height=430, rows=2) as (page, axes):
         for ax, key, axis in zip(axes, ("N_opt", "D_opt"), ("params", "tokens"), strict=True):
@@ -192,9 +185,14 @@ def frontier(fit: FitResult) -> Figure | None:
             inside = grid <= float(used.max()) * 1.001
             ax.plot(grid[inside], line[inside], color=LAW)
             ax.plot(grid[~inside], line[~inside], color=LAW, dashes=(4, 2))
-            for flops, n_opt in minima:
-                value = n_opt if axis == "params" else flops / (6 * n_opt)
-                ax.plot([flops], [value], "D", color=MEASURED, ms=5, mew=0)
+            ax.plot(
+                [m[0] for m in minima],
+                [m[1 if axis == "params" else 2] for m in minima],
+                "D",
+                color=MEASURED,
+                ms=5,
+                mew=0,
+            )
             for c in targets:
                 ax.plot([c], [allocation(fit, c)[0][key]], "s", mfc="white", mec=PREDICTED, ms=6, zorder=6)
     rows = tuple(
@@ -206,8 +204,11 @@ def frontier(fit: FitResult) -> Figure | None:
         f"Optimal size and tokens against training FLOPs from {power_of_ten(low)} to {power_of_ten(high)}. "
         + " ".join(f"At {r[0]} FLOPs: {r[1]} parameters, {r[2]} tokens." for r in rows[-3:])
     )
-    caption = f"Where the law's loss is lowest at a given C = 6 N D; {symbol('N')}_opt grows as C to the power {number(a_opt, 3)}. Band: 95 %; dashed: beyond the data."
-    caption += " Diamonds: minima of the isoFLOP valleys." if minima else ""
+    start = "Where the law's loss is lowest at a given C = 6 N D" if fit.estimate else "Lines through the minima"
+    caption = (
+        f"{start}; {symbol('N')}_opt grows as C to the power {number(a_opt, 3)}. Band: 95 %; dashed: beyond the data."
+    )
+    caption += " Diamonds: minima of the isoFLOP valleys or of the envelope of training curves." if minima else ""
     header = ("FLOPs", "optimal parameters [95 %]", "optimal tokens [95 %]", "tokens per parameter [95 %]", "loss")
     return finish(page, "frontier", title, alt, caption, Table(header=header, rows=rows))
 

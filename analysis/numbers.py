@@ -117,7 +117,7 @@ def minus(text: str) -> str:
 
 
 def rung_name(rung: str) -> str:
-    """A rung as people write it: 1_3m is 1.3M, 280b is 280B; a bin such as `flops 9.9e+20 to 1.3e+22` gets readable ends; other names stay."""
+    """A rung as people write it: 1_3m is 1.3M, 280b is 280B; `flops 9.9e+20 to 1.3e+22` gets readable ends."""
     size = re.fullmatch(r"(\d+)(?:[_.](\d+))?([kKmMbBtT])", rung)
     if size:
         whole, part, suffix = size.groups()
@@ -127,7 +127,7 @@ def rung_name(rung: str) -> str:
         axis, ends = span[1], (float(span[2]), float(span[3]))
         low, high = (power_of_ten(v) if axis == "flops" else count(v) for v in ends)
         return f"{low if low == high else f'{low} – {high}'} {'FLOPs' if axis == 'flops' else axis}"
-    return rung
+    return re.sub(r"\d(?:\.\d+)?e\+\d+", lambda match: power_of_ten(float(match[0])), rung)
 
 
 def listed(names: list[str] | tuple[str, ...], most: int = 6) -> str:

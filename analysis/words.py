@@ -17,7 +17,9 @@ LAW_NAMES = {
     "flops_power_law": "power law",
     "chinchilla": "Chinchilla law (approach 3)",
     "chinchilla_tied": "Chinchilla law with one exponent",
-    "chinchilla_isoflop": "Chinchilla approach 2 (isoFLOP parabolas)",
+    "two_step": "two-step downstream law",
+    "score_from_loss": "score from task loss",
+    "square_root": "growth as the square root of C",
     "isoflop": "Chinchilla approach 2 (isoFLOP parabolas)",
     "envelope": "Chinchilla approach 1 (envelope)",
     "data_constrained": "data-constrained law",
@@ -32,8 +34,12 @@ SYMBOLS = {"params": "N", "tokens": "D", "flops": "C", "unique_tokens": "U", "ra
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η"}
 MEANINGS = {
     "E": "irreducible loss",
-    "a_opt": "N_opt grows as C to this power",
-    "b_opt": "D_opt grows as C to this power",
+    "a_opt": "power of C with which the optimal size grows",
+    "b_opt": "power of C with which the optimal tokens grow",
+    "N_exponent": "power of C with which the optimal size grows",
+    "D_exponent": "power of C with which the optimal tokens grow",
+    "R_D": "repetitions after which a token is worth 1/e",
+    "eta": "exponent of compute",
 }
 SUPERSCRIPT = str.maketrans("-−0123456789.", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹·")
 
