@@ -246,7 +246,7 @@ def read_jsonl_zst(path: Path, field: str) -> Iterator[str]:
     import zstandard
 
     with open(path, "rb") as file:
-        reader = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))  # type: ignore[arg-type]
+        reader = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file))
         try:
             yield from json_lines(reader, path, field)
         except zstandard.ZstdError as error:

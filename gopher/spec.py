@@ -7,6 +7,7 @@ Each spec checks itself on construction and raises `UsageError` with the value a
 """
 
 import dataclasses
+import functools
 import json
 import typing
 from dataclasses import dataclass
@@ -334,16 +335,20 @@ def from_json(kind: type[T], text: str) -> T:
     return build(kind, json.loads(text), kind.__name__)
 
 
+@functools.cache
+def shape_of(kind: Any) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Type hints and fields of a spec class, worked out once."""
+    return typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+
+
 def build(kind: type[T], values: Any, where: str) -> T:
     """A (nested) spec dataclass from plain containers; unknown, missing and wrongly typed fields raise `UsageError`."""
     require(isinstance(values, dict), f"{where} is {values!r}; give a mapping of fields")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints, fields = shape_of(kind)  # type: ignore[arg-type]
     for name in values:
-        require(
-            name in fields,
-            f"{where} has no field '{name}'{did_you_mean(str(name), list(fields))} (it has {', '.join(fields)})",
-        )
+        if name not in fields:
+            close = did_you_mean(str(name), list(fields))
+            raise UsageError(f"{where} has no field '{name}'{close} (it has {', '.join(fields)})")
     for name, field in fields.items():
         given = (
             name in values
@@ -356,6 +361,8 @@ def build(kind: type[T], values: Any, where: str) -> T:
 
 def coerce(hint: Any, value: Any, where: str) -> Any:
     """`value` as the annotated type; whole floats such as 3.0e+11 pass as integers, nothing else is bent."""
+    if hint is Any:
+        return value
     options = typing.get_args(hint)
     if type(None) in options:
         return None if value is None else coerce(next(o for o in options if o is not type(None)), value, where)

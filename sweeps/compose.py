@@ -3,6 +3,7 @@
 Hydra's compose API is process-global, so this runs in the main thread; everything after it works on plain dictionaries.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ def hydra_session(config_dir: Path | None = None):  # type: ignore[no-untyped-de
         yield
 
 
+@functools.cache
 def groups() -> dict[str, list[str]]:
     """Config group -> its choices, as shipped."""
     return {

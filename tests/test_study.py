@@ -1,0 +1,123 @@
+"""From config to runs: the paper's ladder is exact, axes multiply, typos are named, keys depend on content alone, 10^4 runs are quick to make."""
+
+from pathlib import Path
+
+import pytest
+from studies import TINY, write_text
+
+from gopher.errors import UsageError
+from gopher.size import params_non_embedding, params_total
+from sweeps.compose import compose, hydra_session
+from sweeps.study import Study, load_study
+
+PAPER = {  # Rae et al. 2021, Table 1: parameters (reconstructed), maximum learning rate, batch tokens
+    "44m": (43_663_872, 6e-4, 262_144),
+    "117m": (116_626_176, 6e-4, 262_144),
+    "417m": (417_277_440, 2e-4, 262_144),
+    "1_4b": (1_374_357_504, 2e-4, 262_144),
+    "7_1b": (7_110_922_240, 1.2e-4, 2_097_152),
+    "280b": (279_702_421_504, 4e-5, 3_145_728),
+}
+
+
+@pytest.fixture(autouse=True)
+def session():  # type: ignore[no-untyped-def]
+    with hydra_session():
+        yield
+
+
+def study(root: Path, *overrides: str) -> Study:
+    return load_study(compose, [*overrides, f"output_root={root}"])
+
+
+def test_the_paper_ladder(tmp_path: Path) -> None:
+    runs = study(tmp_path, "sweep=gopher").runs
+    found = {r.spec.rung: (params_total(r.spec.model), r.spec.optim.lr, r.spec.batch_tokens(0)) for r in runs}
+    assert found == PAPER
+    assert all(r.spec.model.context == 2048 and r.spec.tokens == 300_000_000_000 for r in runs)
+    assert {r.spec.rung: r.spec.optim.clip_norm for r in runs}["280b"] == 0.25
+    assert runs[-1].spec.batch_tokens(runs[-1].spec.steps - 1) == 6_291_456
+
+
+def test_the_demo_ladder_has_its_shape(tmp_path: Path) -> None:
+    demo = study(tmp_path, "sweep=demo")
+    sizes = {r.spec.rung: params_non_embedding(r.spec.model) for r in demo.runs}
+    assert len(sizes) >= 5 and list(sizes.values()) == sorted(sizes.values())
+    assert 50_000 <= min(sizes.values()) and max(sizes.values()) <= 2_100_000
+    seeds = [[r.spec.seed for r in demo.runs if r.spec.rung == rung] for rung in demo.rungs]
+    assert sum(len(s) >= 2 for s in seeds) >= 2
+    assert len({(r.spec.tokens, r.spec.data_key, r.spec.tokenizer_key) for r in demo.runs}) == 1
+
+
+def test_axes_multiply_and_seeds_come_from_the_command_line(tmp_path: Path) -> None:
+    runs = study(tmp_path, "sweep=demo", "rungs=[268k,601k]", "axes.seed=[1,2]", "axes.optim.lr=[0.001,0.002,0.004]").runs
+    assert len(runs) == 2 * 2 * 3 and len({r.spec.key for r in runs}) == 12
+    assert {(r.spec.rung, r.spec.seed, r.spec.optim.lr) for r in runs} == {
+        (rung, seed, lr) for rung in ("268k", "601k") for seed in (1, 2) for lr in (0.001, 0.002, 0.004)
+    }
+
+
+def test_group_axes_and_interpolated_axes_are_composed(tmp_path: Path) -> None:
+    runs = study(tmp_path, "sweep=demo", "rungs=[268k]", "axes.precision=[float32,mixed]", "axes.tokenizer.vocab_size=[1024,2048]").runs
+    assert {(r.spec.precision.compute, r.spec.model.vocab_size, r.spec.tokenizer.vocab_size) for r in runs} == {
+        (c, v, v) for c in ("float32", "bfloat16") for v in (1024, 2048)
+    }
+
+
+def test_equal_runs_are_one_run(tmp_path: Path) -> None:
+    assert len(study(tmp_path, "sweep=demo", "rungs=[268k]", "axes.seed=[1,1,1]").runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["rungs=[54kk]"], "rungs[0] is '54kk', which is no model config; did you mean '54k'"),
+        (["rungs=[]"], "give a list such as rungs=[54k,121k]"),
+        (["model=44m"], "write rungs=[44m]"),
+        (["axes.sed=[1]"], "axes.sed is no key of a run; did you mean 'seed'"),
+        (["axes.seed=3"], "give a list of values"),
+        (["axes.placement.workers=[1,2]"], "does not change what a run computes"),
+        (["optim.lr=abc"], "run.optim.lr is 'abc'; give a value of type float"),
+        (["name=../x"], "name is '../x'"),
+        (["tokens=10"], "less than one batch"),
+        (["model.d_head=15"], "every Gopher rung has them equal"),
+        (["data.weights.spech=1"], "data.weights.spech is no subset; did you mean 'speeches'"),
+        (["data=local", "data.path=/nowhere"], "/nowhere, which is no folder"),
+        (["data=local"], "data.path"),
+    ],
+)
+def test_mistakes_name_the_value_and_the_cure(tmp_path: Path, overrides: list[str], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        study(tmp_path, "sweep=demo", *overrides)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_keys_do_not_depend_on_places_or_placement(tmp_path: Path) -> None:
+    first, second = write_text(tmp_path / "a" / "text"), write_text(tmp_path / "b" / "text")
+    words = ["sweep=demo", "rungs=[54k]", "data=local", *TINY]
+    one = study(tmp_path / "x", *words, f"data.path={first}")
+    two = study(tmp_path / "y", *words, f"data.path={second}", "placement.workers=2", "placement.checkpoint_every_steps=7")
+    assert [r.spec.key for r in one.runs] == [r.spec.key for r in two.runs]
+
+
+def test_changed_text_changes_the_keys(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    words = ["sweep=demo", "rungs=[54k]", "data=local", f"data.path={text}", *TINY]
+    before = study(tmp_path, *words).runs[0].spec.key
+    (text / "prose" / "new.txt").write_text("one more document of some length, to be trained on")
+    assert study(tmp_path, *words).runs[0].spec.key != before
+
+
+def test_local_subsets_are_the_folders(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    words = ["sweep=demo", "rungs=[54k]", "data=local", f"data.path={text}", *TINY]
+    assert set(study(tmp_path, *words).runs[0].spec.data.weights) == {"prose", "shout"}
+    weighted = study(tmp_path, *words, "data.weights.prose=3", "data.weights.shout=1").runs[0].spec.data.weights
+    assert weighted == {"prose": 0.75, "shout": 0.25}
+    assert set(study(tmp_path, *words, "data.subsets=[shout]").runs[0].spec.data.weights) == {"shout"}
+
+
+def test_a_large_sweep_is_composed_per_rung_and_not_per_run(tmp_path: Path) -> None:
+    """2,000 runs of which no two are alike; one composition a run would take minutes and hit the suite's time limit."""
+    runs = study(tmp_path, "sweep=demo", f"axes.seed={list(range(200))}", "axes.optim.lr=[0.001,0.002]").runs
+    assert len({r.spec.key for r in runs}) == len(runs) == 2_000
