@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from gopher.errors import UsageError
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn
 
@@ -26,6 +27,11 @@ def fit_request(tree: dict[str, Any], settings: Settings) -> Any:
     """What `analysis` needs of the composed config: a file of points, or the sweep's experiment."""
     from analysis.command import REQUEST_KEYS, SETTING_KEYS, request_from
 
+    if tree["points"] is None and settings.tracking.uri is None and not (settings.root / "mlflow.db").exists():
+        raise UsageError(
+            f"{settings.root} has no MLflow database, so the sweep '{settings.name}' was not launched there; "
+            f"run gopher launch sweep={settings.name}, or name its folder with output_root=DIR"
+        )
     values = {k: tree[k] for k in (*REQUEST_KEYS, *SETTING_KEYS) if k in tree}
     values["sweep"] = None if values.get("points") else settings.name
     return request_from(values | {"tracking_uri": settings.tracking_uri})
