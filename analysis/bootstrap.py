@@ -131,3 +131,12 @@ def interval(values: Array, level: float) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, [50 - level / 2, 50 + level / 2]) if len(finite) else (np.nan, np.nan)
     return float(low), float(high)
+
+
+def deviation(values: Array) -> float:
+    """Standard deviation of a sample, ignoring resamples in which the quantity does not exist."""
+    finite = values[np.isfinite(values)]
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # a parameter that ran away has no standard error: inf or nan, null in JSON
+        return float(np.std(finite)) if len(finite) else float("nan")

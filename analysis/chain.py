@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import interval, resample
+from analysis.bootstrap import deviation, interval, resample
 from analysis.estimate import Estimate, estimate
 from analysis.holdout import HoldOut
 from analysis.identify import Verdict, judge
@@ -110,7 +110,7 @@ def chain_result(
     columns = dict(zip(step2.curve.parameters, step2.samples.T, strict=True)) if len(step2.samples) else {}
     for name, values in ((r.quantities(e) if r else {}) | columns).items():
         ci[name] = {str(level): interval(values, level) for level in LEVELS}
-        errors[name] = float(np.std(values[np.isfinite(values)]))
+        errors[name] = deviation(values)
     chained = [
         chained_target(e, r.theta if r else None, step2, target_inputs(e.law, run.point(task.last), s), s)
         for run in runs
@@ -280,7 +280,7 @@ def score_result(
         objective_name=f"sum of squared residuals of the score ({step2.curve.name})",
         optimum=None,
         ci={name: {str(level): interval(v, level) for level in LEVELS} for name, v in columns.items()},
-        standard_errors={name: float(np.std(v)) for name, v in columns.items()},
+        standard_errors={name: deviation(v) for name, v in columns.items()},
         derived={},
         verdict=Verdict(identified=True, law="score_from_loss", reported="score_from_loss"),
         holdout=(),

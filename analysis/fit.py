@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import Resamples, interval, resample
+from analysis.bootstrap import Resamples, deviation, interval, resample
 from analysis.estimate import Estimate, estimate
 from analysis.holdout import HoldOut, error_log, rolling, size_axis
 from analysis.identify import Profile, Verdict, judge, structural_reasons
 from analysis.intervals import prediction_intervals
 from analysis.isoflop import fit_envelope, fit_isoflop
 from analysis.law import Law
-from analysis.laws import AXES, LAWS, law_named
+from analysis.laws import AXES, LAWS, law_named, shared_offset
 from analysis.noise import Noise
 from analysis.optimum import Optimum
 from analysis.result import (
@@ -58,12 +58,25 @@ def fit(points: Points, settings: FitSettings | None = None) -> FitResult:
         return choose(points, s)
     if name in METHODS:
         return METHODS[name](points, s)
+    if name == "shared_offset":
+        return fit_law(points, shared_law(points, s), s)
     return fit_law(points, law_named(name, s.x), s)
+
+
+def shared_law(points: Points, s: FitSettings) -> Law:
+    """One irreducible loss for all families of the points."""
+    families = tuple(sorted({p.family for p in points}))
+    if len(families) < 2 or "" in families:
+        raise UsageError(
+            f"law shared_offset shares E over families and the points have {len(families)} ({', '.join(map(repr, families))}); "
+            "map the column with columns.family=NAME or fit power_law_offset"
+        )
+    return shared_offset(s.x, families)
 
 
 def check(points: Points, law: str, s: FitSettings) -> None:
     """Refuse settings that name nothing."""
-    names = ["auto", *LAWS, *METHODS, *ALIASES, "two_step"]
+    names = ["auto", *LAWS, *METHODS, *ALIASES, "shared_offset", "two_step"]
     if law == "two_step":
         raise UsageError(
             "law two_step needs checkpoints with a task score; use analysis.command.run_fit or analysis.chain.fit_chain"
@@ -198,7 +211,7 @@ def intervals_of(e: Estimate, r: Resamples | None) -> tuple[dict[str, dict[str, 
         return {}, {}
     values = {name: v for name, v in r.quantities(e).items() if name not in e.pinned}
     ci = {name: {str(level): interval(v, level) for level in LEVELS} for name, v in values.items()}
-    errors = {name: float(np.std(v[np.isfinite(v)])) for name, v in values.items() if np.isfinite(v).any()}
+    errors = {name: deviation(v) for name, v in values.items()}
     return ci, errors
 
 

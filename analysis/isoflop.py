@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import interval
+from analysis.bootstrap import deviation, interval
 from analysis.holdout import HoldOut
 from analysis.identify import Verdict
 from analysis.result import LEVELS, FitResult, FitSettings, Interval, Prediction
@@ -275,7 +275,7 @@ def result(
     errors: dict[str, float] = {}
     for i, name in enumerate(PARAMETERS if len(samples) else ()):
         ci[name] = {str(level): interval(samples[:, i], level) for level in LEVELS}
-        errors[name] = float(samples[:, i].std())
+        errors[name] = deviation(samples[:, i])
     return FitResult(
         law=law,
         requested=s.law,

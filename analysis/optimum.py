@@ -13,11 +13,13 @@ import numpy as np
 from scipy.optimize import nnls
 
 from analysis.law import SumLaw, feature, named
-from analysis.objective import CurveModel, Model, SumModel
+from analysis.objective import CurveModel, Model, SumModel, gap, huber
 from analysis.rows import Array
 
 ANNEAL = (3e-2, 1e-2, 3e-3)  # Huber deltas on the way to the target: wide first, so that far starts see the data
 NARROWEST = 1e-4  # Huber delta below which starts are followed in small steps
+HOPELESS = 30.0  # times the best objective: starts that are still worse after the rough steps are given up
+SHORTLIST = 6  # starts kept where only the optimum is wanted (hold-outs, variants)
 SAME = 1e-6  # relative difference below which two objectives are the same minimum
 
 
@@ -110,8 +112,16 @@ def descend(model: Model, t: Array, w: Array, delta: float | None) -> tuple[Arra
     """From rough starts to minima: annealed Huber widths, IRLS steps, then exact Newton."""
     for width in ANNEAL if delta is not None else ():
         t, _ = minimise(model, t, w, max(width, delta or width), iterations=25, exact=False, tolerance=1e-4)
-    t, _ = minimise(model, t, w, delta, iterations=20, exact=False, tolerance=1e-5)
-    return minimise(model, t, w, delta, iterations=100)
+    t, f = minimise(model, t, w, delta, iterations=20, exact=False, tolerance=1e-5)
+    near = f <= HOPELESS * f.min() + 1e-18 * len(model.z)  # the rest cannot be a minimum that matters
+    t[near], f[near] = minimise(model, t[near], w, delta, iterations=80)
+    return t, f
+
+
+def shortlist(model: Model, t: Array, w: Array, delta: float | None) -> Array:
+    """The starts with the lowest objective."""
+    score = (huber(gap(model.log_law(t), model.z, model.absolute), delta) * w).sum(1)
+    return t[np.argsort(score, kind="stable")[:SHORTLIST]]
 
 
 def narrow(model: Model, t: Array, w: Array, delta: float) -> tuple[Array, Array]:
@@ -210,7 +220,8 @@ def optimise(
         return evaluated(model, w, delta)
     floor = 1e-20 * len(model.z)  # objectives below it are exact fits
     zone = delta if delta is None else max(delta, NARROWEST)
-    t, f = descend(model, starts(model, inputs, pinned, wide), w, zone)
+    first = starts(model, inputs, pinned, wide)
+    t, f = descend(model, first if wide else shortlist(model, first, w, zone), w, zone)
     order = np.argsort(f, kind="stable")
     t, f = t[order], f[order]
     share = float((f <= f[0] * (1 + SAME) + floor).mean())

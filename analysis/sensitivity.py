@@ -1,4 +1,4 @@
-"""What else an analyst might have chosen, and how far the answer moves: Huber delta, outlier rule, parameter convention.
+"""What else an analyst might have chosen, and how far the answer moves: Huber delta, outlier rule, parameter convention, law.
 
 On the published Chinchilla points the outlier rule moves beta more than its confidence interval, so a fit without
 this table says too little.
@@ -10,10 +10,22 @@ from typing import Any
 import numpy as np
 
 from analysis.estimate import Estimate, estimate
+from analysis.law import Law
+from analysis.laws import AXES, law_named
 from analysis.rows import Points
 
 DELTAS = (1e-4, 1e-3, 1e-2, None)  # None: least squares
 DROPPED = (0.01, 0.02, 0.05)  # shares of the highest losses left out
+OTHERS = {
+    "chinchilla": ("chinchilla_tied", "flops"),
+    "chinchilla_tied": ("chinchilla", "flops"),
+    "power_law": ("power_law_offset",),
+    "power_law_offset": ("power_law",),
+    "flops": ("flops_power_law",),
+    "flops_power_law": ("flops",),
+    "data_constrained": ("chinchilla",),
+    "bnsl": ("power_law_offset", "power_law"),
+}
 ENOUGH = 20  # points below which a share of them is less than one
 
 
@@ -26,7 +38,23 @@ def sensitivity_rows(
     for what, setting, points, convention, delta in variants(e, parameters):
         other = estimate(e.law, points, parameters=convention, delta=delta, pinned=e.pinned, seeds=seeds)
         rows.append(row(what, setting, other, targets))
+    for law in other_laws(e):
+        other = estimate(
+            law, e.points, parameters=parameters, delta=law.delta, seeds="mean" if law.delta is None else "runs"
+        )
+        rows.append(row("law", law.name, other, targets))
     return tuple(rows)
+
+
+def other_laws(e: Estimate) -> Iterator[Law]:
+    """Laws of the same inputs, and of FLOPs alone where FLOPs are known."""
+    axis = e.law.inputs[0] if e.law.inputs[0] in AXES else "params"
+    flops = e.points.column("flops")
+    known = bool((np.isfinite(flops) & (flops > 0)).all()) and float(np.ptp(np.log(flops))) > 0
+    for name in OTHERS.get(e.law.name, ()):
+        law = law_named(name, axis)
+        if "flops" not in law.inputs or known:
+            yield law
 
 
 def variants(e: Estimate, parameters: str) -> Iterator[tuple[str, str, Points, str, float | None]]:

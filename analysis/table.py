@@ -89,11 +89,13 @@ def points_from_frame(
     one_loss(table, source)
     table, repeated = drop_duplicates(table, bad_rows, source)
     points, tuned, notes = best_learning_rates(to_points(table, source))
+    left_out = (*excluded, *repeated, *tuned)
     if len(points) < 2:
+        why = f" (left out: {left_out[0].run_id}, {left_out[0].reason})" if left_out else ""
         raise UsageError(
-            f"{source} leaves {len(points)} point(s) after filtering; a law needs at least 2, so widen where= or add runs"
+            f"{source} leaves {len(points)} point(s) after filtering{why}; a law needs at least 2, so widen where= or add runs"
         )
-    return Points(rows=in_order(points), excluded=(*excluded, *repeated, *tuned), source=source, notes=notes)
+    return Points(rows=in_order(points), excluded=left_out, source=source, notes=notes)
 
 
 def in_order(points: tuple[Point, ...]) -> tuple[Point, ...]:

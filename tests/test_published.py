@@ -156,7 +156,7 @@ GADRE = {
         "target": "(token_multiplier==640 and params_total>1e9) or params_total>2e9",
     },
 }
-SEVENTEEN = (
+SEVENTEEN = (  # noqa: SIM905
     "bigbench_operators pubmed_qa_labeled hellaswag_zeroshot boolq arc_easy coqa bigbench_dyck_languages lambada_openai "
     "bigbench_novel_concepts winograd bigbench_cs_algorithms commonsense_qa bigbench_qa_wikidata hellaswag copa squad piqa"
 ).split()
