@@ -1,0 +1,134 @@
+"""The driver's loop on a back end in this process: real training, no Ray. Dependencies, retries, locks, space, reasons."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from studies import TINY, write_text
+
+from gopher.data import prepare
+from gopher.errors import GopherError, SetupError
+from gopher.record import FAILED, FINISHED, RunFolder
+from gopher.train import train
+from sweeps.backends import DataJob, TrainJob
+from sweeps.compose import compose, hydra_session
+from sweeps.drive import check_space, failed_runs, make_folders, run_tasks, sole_driver, tasks_of, unfinished
+from sweeps.schedule import Capacity, Event, Task
+from sweeps.screen import Screen
+from sweeps.settings import Settings, settings_of
+from sweeps.status import run_rows
+from sweeps.study import Study, load_study
+
+
+class InProcess:
+    """A back end that does each task at once; `crashes` of the first trainings are reported as killed workers."""
+
+    def __init__(self, crashes: int = 0, cpus: int = 1) -> None:
+        self.capacity, self.crashes = Capacity(cpus=cpus, gpus=0), crashes
+        self.events: list[Event] = []
+        self.submitted: list[str] = []
+
+    def submit(self, task: Task, job: DataJob | TrainJob) -> None:
+        self.submitted.append(task.key)
+        try:
+            if isinstance(job, DataJob):
+                prepare(job.data, job.tokenizer, job.output_root)
+            elif self.crashes:
+                self.crashes -= 1
+                self.events.append(Event(key=task.key, ok=False, reason="a worker died", retry=True))
+                return
+            else:
+                train(RunFolder(job.folder))
+            self.events.append(Event(key=task.key, ok=True))
+        except GopherError as error:
+            self.events.append(Event(key=task.key, ok=False, reason=str(error), retry=False))
+
+    def poll(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[Study, Settings]:
+    words = [
+        "sweep=demo",
+        "rungs=[54k]",
+        "extra_seeds={54k: []}",
+        "data=local",
+        *TINY,
+        "tokens=8192",
+        "placement.keep_checkpoints=1",
+    ]
+    words += [f"data.path={write_text(tmp_path / 'text')}", f"output_root={tmp_path / 'out'}"]
+    with hydra_session():
+        settings = settings_of(compose(words).tree)
+        settings.root.mkdir()
+        return load_study(compose, words), settings
+
+
+def drive(study: Study, settings: Settings, backend: InProcess) -> None:
+    make_folders(list(study.runs), settings)
+    run_tasks(study, list(study.runs), settings, backend, Screen("test", live=False))
+
+
+def test_text_first_then_training_then_nothing_left(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    backend = InProcess()
+    drive(study, settings, backend)
+    assert [k.split("-")[0] for k in backend.submitted] == ["data", study.runs[0].spec.key]
+    assert unfinished(study, settings) == [] and failed_runs(study, settings) == []
+    row = run_rows(study, settings)[0]
+    assert (row.state, row.step) == (FINISHED, row.steps) and row.val_loss is not None
+
+
+def test_a_crashed_worker_is_started_again_within_its_budget(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    backend = InProcess(crashes=2)
+    drive(study, settings, backend)
+    assert len(backend.submitted) == 4 and failed_runs(study, settings) == []
+
+
+def test_a_run_that_always_crashes_is_failed_with_its_reason(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    drive(study, settings, InProcess(crashes=99))
+    row = run_rows(study, settings)[0]
+    assert row.state == FAILED and row.reason == "a worker died"
+    assert "a worker died" in failed_runs(study, settings)[0]
+
+
+def test_a_gang_larger_than_the_cluster_is_refused_before_anything_starts(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    with pytest.raises(SetupError, match="needs 1 cores but the cluster has 0 GPUs and 0 cores"):
+        drive(study, settings, InProcess(cpus=0))
+
+
+def test_tasks_share_their_data(tiny: tuple[Study, Settings]) -> None:
+    study, _ = tiny
+    tasks = tasks_of([*study.runs, *study.runs])
+    assert [t.kind for t in tasks] == ["data", "train", "train"] and tasks[1].needs == (tasks[0].key,)
+
+
+def test_a_second_driver_is_told_who_holds_the_sweep(tiny: tuple[Study, Settings]) -> None:
+    _, settings = tiny
+    with sole_driver(settings):
+        code = (
+            "import sys; from pathlib import Path; from sweeps.drive import sole_driver; from sweeps.settings import Settings\n"
+            "from gopher.errors import SetupError\n"
+            f"settings = Settings(output_root={str(settings.root)!r}, name='demo')\n"
+            "try:\n    with sole_driver(settings): pass\nexcept SetupError as error: print(error)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "sweep 'demo' is being launched by process" in done.stdout
+    with sole_driver(settings):
+        pass
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    with pytest.raises(SetupError, match="set output_root=DIR"):
+        check_space([*study.runs] * 10_000_000, settings)

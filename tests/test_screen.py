@@ -1,0 +1,64 @@
+"""What people read: numbers in words, no invented values, one line per change where there is no terminal."""
+
+import pytest
+
+from sweeps.screen import Screen, duration, human, loss
+from sweeps.status import RunRow
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (950, "950"),
+        (53_792, "53.8k"),
+        (1_281_152, "1.28M"),
+        (7.11e9, "7.11B"),
+        (3e11, "300B"),
+        (0.0123, "0.0123"),
+    ],
+)
+def test_numbers(number: float | None, text: str) -> None:
+    assert human(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "-"), (9.6, "10s"), (75, "1m15s"), (7_320, "2h02m")])
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_missing_loss_is_a_dash() -> None:
+    assert loss(None) == "-" and loss(0.0) == "0.0000"
+
+
+def row(state: str, step: int) -> RunRow:
+    numbers = {
+        "tokens": 0,
+        "val_loss": None,
+        "train_loss": None,
+        "tokens_per_second": None,
+        "eta_seconds": None,
+        "reason": None,
+    }
+    return RunRow(key="k", rung="54k", seed=0, lr=0.01, state=state, step=step, steps=100, **numbers)
+
+
+def test_plain_lines_say_only_what_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen("demo", live=False)
+    for state, step in [
+        ("queued", 0),
+        ("queued", 0),
+        ("running", 1),
+        ("running", 2),
+        ("running", 11),
+        ("finished", 100),
+    ]:
+        screen.update([row(state, step)])
+    out = capsys.readouterr()
+    assert out.out == "" and [line.split(": ")[1] for line in out.err.strip().split("\n")] == [
+        "queued 0/100",
+        "running 1/100",
+        "running 11/100",
+        "finished 100/100",
+    ]
