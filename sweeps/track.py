@@ -1,22 +1,33 @@
 """The one writer of MLflow: mirrors run folders, never the other way round.
 
 Workers append to `metrics.jsonl`; the driver reads on from where it was and sends batches. How far it got is kept in
-`<run>/mlflow.json`, so a restarted driver goes on, and timestamps derive from the step, so a batch that is sent twice
-is stored once. Nothing here stops a training: an unreachable server means a backlog, delivered later.
+`<run>/mlflow.json`, so a restarted driver goes on. No step is ever counted twice:
+
+- timestamps are the MLflow run's start plus the step, and MLflow stores an equal (metric, step, timestamp, value) once,
+  so a batch whose answer was lost can be sent again;
+- when mlflow.json was lost, the MLflow run is found by its tag `trial.id` and goes on after the last step it has;
+- a step that training repeats after a restart is not sent again: the value that MLflow showed first stays. It is the
+  same to the last bit on as many workers, and to about 1e-7 on another number of them.
+
+Nothing here stops a training: an unreachable server means a backlog, delivered later.
 """
 
 import json
 import logging
 import math
 import os
+import re
+import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gopher.errors import SetupError, UsageError
 from gopher.identity import content_hash
-from gopher.record import FAILED, FINISHED, STOPPED, RunFolder, RunState, write_atomic
+from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState, write_atomic
 from gopher.size import FLOPS_CONVENTION, params_non_embedding, params_total, train_flops
 from gopher.spec import RunSpec
 from sweeps.dashboard import rung_color, view_tags
@@ -27,20 +38,27 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a request repeated behind our back could make a run twice; we try again ourselves
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
-STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", STOPPED: "KILLED"}
+BACK_OFF_SECONDS = 10.0  # how long a server that did not answer is left alone
+FLUSH_SECONDS = 2.0  # between two attempts at the end of a launch
+LIVE = {QUEUED: "SCHEDULED", RUNNING: "RUNNING"}
+MISSING_SHOWN = 20  # metrics named in the tag of missing numbers
+ENDED = {FINISHED: "FINISHED", FAILED: "FAILED", STOPPED: "KILLED"}
 
 
 def import_mlflow() -> Any:
     """mlflow with telemetry off unless the user says otherwise, and without its chatter."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    if os.environ.get("DO_NOT_TRACK", "").lower() not in ("", "0", "false"):
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow itself does not honour DO_NOT_TRACK=1
     import mlflow
 
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
 
 
@@ -117,7 +135,67 @@ def run_tags(run: RunSpec, sweep: str, parent: str, rungs: Sequence[str], proven
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number for MLflow."""
+
+    name: str
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """What a stretch of log adds: rows to send, last step of each metric afterwards, first step of each missing number."""
+
+    rows: tuple[Row, ...]
+    steps: Mapping[str, int]
+    missing: Mapping[str, int]
+
+
+def fresh_rows(lines: bytes, steps: Mapping[str, int], missing: Mapping[str, int]) -> Fresh:
+    """Rows of whole log lines that are past the `steps` sent before; null numbers are never sent, only named."""
+    steps, missing, rows = dict(steps), dict(missing), []
+    for line in lines.splitlines():
+        entry = json.loads(line)
+        for name, value in entry["metrics"].items():
+            if value is None:
+                missing.setdefault(name, entry["step"])
+            elif entry["step"] > steps.get(name, -1):
+                rows.append(Row(name=name, step=entry["step"], value=value))
+                steps[name] = entry["step"]
+    return Fresh(rows=tuple(rows), steps=steps, missing=missing)
+
+
+def missing_text(missing: Mapping[str, int]) -> str:
+    """`train/loss from step 40, ...` for the tag that says which numbers a run could not give."""
+    named = [f"{name} from step {step}" for name, step in sorted(missing.items())]
+    more = f" and {len(named) - MISSING_SHOWN} more" if len(named) > MISSING_SHOWN else ""
+    return ", ".join(named[:MISSING_SHOWN]) + more
+
+
+def unread(log: Path, offset: int) -> bytes:
+    """Whole lines of the log after `offset`; a line that is half written belongs to next time."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(offset)
+            rest = file.read()
+    except FileNotFoundError:
+        return b""
+    return rest[: rest.rfind(b"\n") + 1]
+
+
 # ---- the writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """A training run as MLflow has it."""
+
+    run_id: str
+    start_ms: int
+    params: frozenset[str]
+    steps: Mapping[str, int]  # last step of each metric
 
 
 class Tracker:
@@ -130,15 +208,21 @@ class Tracker:
         self._client: Any = None
         self._experiment = self._parent = ""
         self._error: str | None = None
+        self._known: dict[str, Logged] = {}  # run key -> what MLflow had of it when it was last asked
+        self._asked_for: set[str] = set()  # keys of runs that were to be made
+        self._quiet_until = 0.0
+        self._turn = threading.Lock()  # the mirror's thread and the end of a launch never write at once
 
     def delivered(self, folders: Iterable[RunFolder]) -> bool:
-        """Whether every run's log and end are in MLflow already, by the folders' own notes."""
-        return all(self._is_delivered(f) for f in folders)
+        """Whether every run's log and end are in MLflow already, by the folders' own notes (MLflow is not asked)."""
+        database = self.uri.removeprefix("sqlite:///") if self.uri.startswith("sqlite:///") else None
+        return (database is None or Path(database).is_file()) and all(self._is_delivered(f) for f in folders)
 
     def _is_delivered(self, folder: RunFolder) -> bool:
-        note, state, log = self._note(folder), folder.state(), folder.path / "metrics.jsonl"
-        size = log.stat().st_size if log.exists() else 0
-        return bool(note) and state is not None and note.get("state") == state.state and note.get("offset") == size
+        note, state = self._note(folder), folder.state()
+        if not note or state is None or note.get("state") != standing(state):
+            return False
+        return not unread(folder.path / "metrics.jsonl", note["offset"])
 
     def open_sweep(self, config: str) -> str:
         """Experiment and parent run, made if missing; the parent's id. Raises `SetupError` when MLflow can't be reached."""
@@ -155,20 +239,46 @@ class Tracker:
             self._experiment = (
                 found.experiment_id if found else self._client.create_experiment(self.sweep, artifact_location=location)
             )
-            self._parent = self._find("tags.kind = 'sweep'") or self._make_parent(config)
+            self._parent = self._find_parent() or self._make_parent(config)
+            if config:
+                self._client.update_run(self._parent, status="RUNNING")
+            self._known = self._find_runs()
             for key, value in {"mlflow.experimentKind": "custom_model_development", "sweep.id": self.sweep}.items():
                 self._client.set_experiment_tag(self._experiment, key, value)
         except UsageError:
             raise
+        except ImportError as error:
+            raise SetupError(
+                f"tracking.uri is {without_password(self.uri)} but its database driver is missing ({error}); "
+                "for Postgres write postgresql+psycopg:// and pip install 'psycopg[binary]'"
+            ) from None
         except Exception as error:
             raise SetupError(
-                f"MLflow at {without_password(self.uri)} could not be reached ({first_line(error)}); start it, mend tracking.uri, or leave tracking.uri unset for sqlite"
+                f"MLflow at {without_password(self.uri)} could not be reached ({told(error)}); start it, mend tracking.uri, or leave tracking.uri unset for sqlite"
             ) from None
         return self._parent
 
-    def _find(self, filter_string: str) -> str | None:
-        found = self._client.search_runs([self._experiment], filter_string, max_results=1)
+    def _find_parent(self) -> str | None:
+        found = self._client.search_runs([self._experiment], "tags.kind = 'sweep'", max_results=1)
         return found[0].info.run_id if found else None
+
+    def _find_runs(self) -> dict[str, Logged]:
+        """Every training run that MLflow has, whatever the folders' notes say: notes get lost, databases are started anew."""
+        known: dict[str, Logged] = {}
+        page: str | None = None
+        while True:
+            found = self._client.search_runs(
+                [self._experiment],
+                "tags.kind = 'train'",
+                max_results=1000,
+                order_by=["start_time ASC"],
+                page_token=page,
+            )
+            for run in found:
+                known.setdefault(run.data.tags.get("trial.id", run.info.run_id), logged_run(run))
+            page = found.token
+            if not page:
+                return known
 
     def _make_parent(self, config: str) -> str:
         tags = {"kind": "sweep", "sweep.id": self.sweep, "mlflow.runName": self.sweep}
@@ -182,42 +292,54 @@ class Tracker:
             for key, value in view_tags(subsets, int(time.time() * 1000)).items():
                 self._client.set_experiment_tag(self._experiment, key, value)
         except Exception as error:
-            self._error = first_line(error)
+            self._error = told(error)
 
     def mirror(self, folder: RunFolder) -> bool:
-        """Send what is new in a run folder. False, with the backlog kept, when MLflow does not answer."""
-        try:
-            self._mirror(folder)
-        except Exception as error:  # whatever the store or the network throws, training must go on
-            self._error = first_line(error)
-            return False
-        return True
+        """Send what is new in a run folder. False, with the backlog kept, when MLflow does not take it."""
+        with self._turn:
+            if time.monotonic() < self._quiet_until:
+                return False
+            try:
+                self._mirror(folder)
+            except Exception as error:  # whatever the store or the network throws, training must go on
+                self._error = told(error)
+                if no_answer(error):  # else every run would wait for the same silent server
+                    self._quiet_until = time.monotonic() + BACK_OFF_SECONDS
+                return False
+            return True
 
     def _mirror(self, folder: RunFolder) -> None:
         state = folder.state()
         if state is None or self._is_delivered(folder):
             return
-        note = self._note(folder)
-        if not note:
-            note = {"run_id": self._make_run(folder), "start_ms": int(time.time() * 1000), "offset": 0, "steps": {}}
-            self._write_note(folder, note)
+        note = self._note(folder) or self._begin(folder)
         if "data" not in note:
             self._log_data_params(folder, note)
         self._send_metrics(folder, note)
-        self._send_state(folder, note, state)
+        if note.get("state") != standing(state):
+            self._send_state(folder, note, state)
 
-    def _make_run(self, folder: RunFolder) -> str:
+    def _begin(self, folder: RunFolder) -> dict[str, Any]:
+        """The note of a run of which nothing was sent, its MLflow run made if missing, with params, config and code."""
         spec, provenance = folder.spec(), folder.provenance()
-        known = self._find(f"tags.`trial.id` = '{spec.key}' and tags.kind = 'train'")
-        if known:
-            return known
-        tags = run_tags(spec, self.sweep, self._parent, self.rungs, provenance)
-        run_id: str = self._client.create_run(self._experiment, tags=tags).info.run_id
-        self._log_params(run_id, run_params(spec))
-        self._client.log_text(run_id, json.dumps(provenance.get("config"), indent=2), "config/resolved.json")
+        if spec.key in self._asked_for:  # it may have been made although the answer was lost
+            self._known |= self._find_runs()
+        self._asked_for.add(spec.key)
+        logged = self._known.get(spec.key) or self._make_run(spec, provenance)
+        self._known[spec.key] = logged
+        self._log_params(logged.run_id, {k: v for k, v in run_params(spec).items() if k not in logged.params})
+        self._client.log_text(logged.run_id, json.dumps(provenance.get("config"), indent=2), "config/resolved.json")
         if diff := provenance.get("git", {}).get("diff"):
-            self._client.log_text(run_id, diff, "config/uncommitted.diff")
-        return run_id
+            self._client.log_text(logged.run_id, diff, "config/uncommitted.diff")
+        note: dict[str, Any] = {"run_id": logged.run_id, "start_ms": logged.start_ms, "offset": 0}
+        note |= {"steps": dict(logged.steps), "missing": {}}
+        self._write_note(folder, note)
+        return note
+
+    def _make_run(self, spec: RunSpec, provenance: dict[str, Any]) -> Logged:
+        tags = run_tags(spec, self.sweep, self._parent, self.rungs, provenance)
+        info = self._client.create_run(self._experiment, start_time=int(time.time() * 1000), tags=tags).info
+        return Logged(run_id=info.run_id, start_ms=info.start_time, params=frozenset(), steps={})
 
     def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -233,54 +355,48 @@ class Tracker:
             return
         manifest = json.loads(manifest_file.read_text("utf-8"))
         self._log_params(note["run_id"], data_params(folder.spec(), manifest))
-        self._client.set_tag(note["run_id"], "data.sha256", manifest["sha256"])
-        self._client.set_tag(note["run_id"], "tokenizer.sha256", manifest["tokenizer"]["sha256"])
-        self._write_note(folder, note | {"data": manifest["sha256"]})
+        hashes = {"data.sha256": manifest["sha256"], "tokenizer.sha256": manifest["tokenizer"]["sha256"]}
+        self._set_tags(note["run_id"], hashes)
         note["data"] = manifest["sha256"]
+        self._write_note(folder, note)
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def _send_metrics(self, folder: RunFolder, note: dict[str, Any]) -> None:
-        """New whole lines of the log. A metric at a step it already has (a replay after a restart) is not sent again."""
+        """New whole lines of the log, in batches. The note moves on only when all of them were taken."""
         from mlflow.entities import Metric
 
-        path = folder.path / "metrics.jsonl"
-        if not path.exists():
+        lines = unread(folder.path / "metrics.jsonl", note["offset"])
+        if not lines:
             return
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(note["offset"] if note["offset"] <= size else 0)  # a torn tail may have been cut since
-            fresh = file.read()
-        fresh = fresh[: fresh.rfind(b"\n") + 1]
-        start, steps, rows = min(note["offset"], size), dict(note["steps"]), []
-        for line in fresh.split(b"\n")[:-1]:
-            row = json.loads(line)
-            for name, value in row["metrics"].items():
-                if value is not None and row["step"] > steps.get(name, -1):
-                    rows.append(Metric(name, value, note["start_ms"] + row["step"], row["step"]))
-                    steps[name] = row["step"]
+        fresh = fresh_rows(lines, note["steps"], note["missing"])
+        rows = [Metric(r.name, r.value, note["start_ms"] + r.step, r.step) for r in fresh.rows]
         for i in range(0, len(rows), METRICS_PER_BATCH):
             self._client.log_batch(note["run_id"], metrics=rows[i : i + METRICS_PER_BATCH])
-        note |= {"offset": start + len(fresh), "steps": steps}
+        if fresh.missing != note["missing"]:
+            self._set_tags(note["run_id"], {"metrics.missing": missing_text(fresh.missing)})
+        note |= {"offset": note["offset"] + len(lines), "steps": fresh.steps, "missing": fresh.missing}
         self._write_note(folder, note)
 
     def _send_state(self, folder: RunFolder, note: dict[str, Any], state: RunState) -> None:
-        if note.get("state") == state.state:
-            return
-        for key, value in {
-            "status.state": state.state,
-            "status.reason": state.reason or "",
-            "attempt": str(state.attempt),
-        }.items():
-            self._client.set_tag(note["run_id"], key, value)
-        if state.state in STATUS:
-            self._client.set_terminated(note["run_id"], STATUS[state.state])
-        elif note.get("state") in STATUS:
-            self._client.update_run(note["run_id"], "RUNNING")
-        self._write_note(folder, note | {"state": state.state})
+        tags = {"status.state": state.state, "status.reason": state.reason or "", "attempt": str(state.attempt)}
+        self._set_tags(note["run_id"], tags)
+        if state.state in ENDED:  # a backlog may come long after the end, or the end before MLflow knew of the run
+            end_ms = max(note["start_ms"], int(state.updated_at * 1000))
+            self._client.set_terminated(note["run_id"], ENDED[state.state], end_ms)
+        else:
+            self._client.update_run(note["run_id"], LIVE[state.state])
+        note["state"] = standing(state)
+        self._write_note(folder, note)
 
     def flush(self, folders: Sequence[RunFolder], patience_seconds: float) -> str | None:
         """Deliver everything, trying again until `patience_seconds` are over; a sentence about what is left, or None."""
         deadline = time.monotonic() + patience_seconds
         while True:
+            self._quiet_until = 0.0
             left = [f for f in folders if f.state() is not None and not (self.mirror(f) and self._is_delivered(f))]
             if not left:
                 return self._end_sweep(folders)
@@ -289,7 +405,7 @@ class Tracker:
                     f"MLflow at {without_password(self.uri)} did not take the logs of {len(left)} runs ({self._error}); "
                     "they are safe in the run folders, the same command delivers them"
                 )
-            time.sleep(2)
+            time.sleep(FLUSH_SECONDS)
 
     def _end_sweep(self, folders: Sequence[RunFolder]) -> str | None:
         states = [s.state for f in folders if (s := f.state())]
@@ -297,7 +413,9 @@ class Tracker:
         try:
             self._client.set_terminated(self._parent, ended)
         except Exception as error:
-            return f"MLflow at {without_password(self.uri)} did not answer ({first_line(error)}); the same command tries again"
+            return (
+                f"MLflow at {without_password(self.uri)} did not answer ({told(error)}); the same command tries again"
+            )
         return None
 
     # ---- fits, reports, forecasts
@@ -337,8 +455,15 @@ class Tracker:
             notes = json.loads((folder.path / "mlflow.json").read_text("utf-8"))
         except (FileNotFoundError, ValueError):
             return {}
-        note = notes.get(self._place, {})
-        return note if isinstance(note, dict) else {}
+        note = notes.get(self._place)
+        if not isinstance(note, dict) or (self._client and self._gone(note.get("run_id"), folder)):
+            return {}
+        return note
+
+    def _gone(self, run_id: Any, folder: RunFolder) -> bool:
+        """Whether a note speaks of a run that MLflow no longer has (deleted, or another database under the same name)."""
+        logged = self._known.get(folder.path.name)
+        return logged is None or logged.run_id != run_id
 
     def _write_note(self, folder: RunFolder, note: dict[str, Any]) -> None:
         path = folder.path / "mlflow.json"
@@ -356,6 +481,27 @@ def without_password(uri: str) -> str:
     return f"{scheme}://{head.split(':')[0]}{at}{host}" if at else uri
 
 
-def first_line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0]
+def told(error: BaseException) -> str:
+    """The first line of an error for people, cut, with passwords in addresses taken out."""
+    text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1@", str(error).strip().split("\n")[0])
     return text[:200] if text else type(error).__name__
+
+
+def no_answer(error: BaseException) -> bool:
+    """Whether the store was silent or busy, rather than refusing this one request."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    silent = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # also MLflow's code for a refused connection
+    return isinstance(error, MlflowException) and not isinstance(error, RestException) and error.error_code in silent
+
+
+def logged_run(run: Any) -> Logged:
+    """An MLflow run as what is known of it."""
+    steps = {sys.intern(m.key): m.step for m in run.data.to_proto().metrics}
+    params = frozenset(sys.intern(k) for k in run.data.params)
+    return Logged(run_id=run.info.run_id, start_ms=run.info.start_time, params=params, steps=steps)
+
+
+def standing(state: RunState) -> list[Any]:
+    """What of a run's state MLflow shows: sent again when one of them changes."""
+    return [state.state, state.attempt, state.reason]
