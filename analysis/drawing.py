@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Page
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
@@ -44,6 +45,7 @@ DASHES: tuple[Any, ...] = (
     (0, (9, 3, 3, 3)),
     (0, (4, 4)),
 )
+HALO, HALO_WIDTH = "halo-", 3  # marks labels whose halo SVG draws by style
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -126,7 +128,9 @@ def marks(names: Sequence[str]) -> dict[str, Mark]:
 def sheet(title: str, height: int = 300, rows: int = 1, columns: int = 1) -> Iterator[tuple[Any, Any]]:
     """(page, axes) in the house style; axes is one Axes, or a flat list of them when there are several."""
     with matplotlib.rc_context(STYLE):
-        page = Page(figsize=(WIDTH / 72, height / 72), layout=ConstrainedLayoutEngine(w_pad=3 / 72, h_pad=3 / 72))
+        page = Page(
+            figsize=(WIDTH / 72, height / 72), dpi=72, layout=ConstrainedLayoutEngine(w_pad=3 / 72, h_pad=3 / 72)
+        )
         FigureCanvasAgg(page)
         axes = page.subplots(rows, columns, squeeze=False).ravel().tolist()
         page.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
@@ -135,28 +139,46 @@ def sheet(title: str, height: int = 300, rows: int = 1, columns: int = 1) -> Ite
 
 def finish(page: Any, name: str, title: str, alt: str, caption: str, table: Table) -> Figure:
     """The page as a `Figure`; the same page gives the same bytes."""
+    with matplotlib.rc_context(STYLE):
+        page.get_layout_engine().execute(page)  # once for both formats
+    page.set_layout_engine("none")
+    png = png_bytes(page)  # first: the SVG takes the halos of labels off
     return Figure(
         name=name,
         title=title,
         alt=alt,
         caption=caption,
         svg=svg_text(page, name, alt),
-        png=png_bytes(page),
+        png=png,
         table=table,
     )
 
 
 def svg_text(page: Any, name: str, alt: str) -> str:
     """A standalone SVG with role and label, free of dates, metadata and ids that could clash on one page."""
+    for text in page.findobj(lambda artist: str(artist.get_gid() or "").startswith(HALO)):
+        text.set_path_effects([])  # it would turn words into outlines; in SVG a style does the same
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        page.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(page).print_svg(buffer, metadata={"Date": None, "Creator": None})  # savefig would draw twice
     body = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    body = own_ids(body[body.index("<svg") :], name)
+    body = own_ids(with_halos(body[body.index("<svg") :]), name)
     opening = body[: body.index(">") + 1]
     label = html.escape(" ".join(alt.split()), quote=True)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
     return opening[:-1] + f' role="img" aria-label="{label}">' + body[body.index(">") + 1 :].rstrip() + "\n"
+
+
+def with_halos(svg: str) -> str:
+    """Labels with a halo behind their letters that stay text."""
+
+    def styled(match: re.Match[str]) -> str:
+        colour = match[1] if match[1] == "white" else f"#{match[1]}"
+        return (
+            f'<g style="paint-order: stroke; stroke: {colour}; stroke-width: {HALO_WIDTH}px; stroke-linejoin: round">'
+        )
+
+    return re.sub(rf'<g id="{HALO}(\w+)">', styled, svg)
 
 
 def own_ids(svg: str, name: str) -> str:
@@ -174,8 +196,10 @@ def own_ids(svg: str, name: str) -> str:
 def png_bytes(page: Any) -> bytes:
     """PNG at three pixels per unit (1,128 wide), without software or date fields."""
     buffer = io.BytesIO()
+    page.set_dpi(216)
     with matplotlib.rc_context(STYLE):
-        page.savefig(buffer, format="png", dpi=216, metadata={"Software": None})
+        FigureCanvasAgg(page).print_png(buffer, metadata={"Software": None})
+    page.set_dpi(72)
     return buffer.getvalue()
 
 
@@ -256,15 +280,18 @@ def padded(values: Any, share: float = 0.06, log: bool = True) -> tuple[float, f
 # ------------------------------------------------------------------------------------------------ marks and words
 
 
-def label(ax: Any, x: float, y: float, text: str, dx: float = 0, dy: float = 0, **style: Any) -> None:
-    """Text beside a point, `dx`, `dy` units off, with a white halo so that lines behind it do not touch it."""
+def label(
+    ax: Any, x: float, y: float, text: str, dx: float = 0, dy: float = 0, halo: str = "white", **style: Any
+) -> None:
+    """Text beside a point, `dx`, `dy` units off, with a halo so that lines behind it do not touch it."""
     options: dict[str, Any] = {"fontsize": 11.5, "color": INK, "ha": "left", "va": "center", "zorder": 6} | style
     ax.annotate(
         text,
         (x, y),
         xytext=(dx, dy),
         textcoords="offset points",
-        path_effects=[withStroke(linewidth=3, foreground="white")],
+        path_effects=[withStroke(linewidth=HALO_WIDTH, foreground=halo)],
+        gid=f"{HALO}{halo.removeprefix('#')}",
         annotation_clip=False,
         **options,
     )
@@ -329,4 +356,4 @@ def zone(ax: Any, start: float, text: str = "extrapolation") -> None:
     end = ax.get_xlim()[1]
     if end > start:
         ax.axvspan(start, end, color=ZONE, zorder=0, linewidth=0)
-        label(ax, end, ax.get_ylim()[0], text, dx=-5, dy=9, ha="right", color=MUTED, style="italic")
+        label(ax, end, ax.get_ylim()[0], text, dx=-5, dy=9, ha="right", halo=ZONE, color=MUTED, style="italic")

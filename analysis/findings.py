@@ -172,12 +172,8 @@ def same_places(value: float, ends: tuple[float, float]) -> str:
 
 
 def prediction_sentence(p: Prediction) -> str:
-    at = listed(
-        [
-            f"{count(v) if k != 'flops' else power_of_ten(v)} {k if k != 'flops' else 'FLOPs'}"
-            for k, v in p.inputs.items()
-        ]
-    )
+    names = {"params": "parameters", "flops": "FLOPs"}
+    at = listed([f"{power_of_ten(v) if k == 'flops' else count(v)} {names.get(k, k)}" for k, v in p.inputs.items()])
     ends = p.intervals.get("95")
     parts = [f"the law predicts {with_interval(p.mean, *ends) if ends else number(p.mean)}"] if known(p.mean) else []
     if "N_opt" in p.derived:
@@ -200,7 +196,11 @@ def holdout_findings(result: FitResult) -> list[Finding]:
     if held is None:
         return [Finding(level="warning", text="No rung was held out, so nothing shows how well this law predicts.")]
     name, others = held_words(held)
-    far = f"{fixed(held.decades, 2)} decades beyond what it was made from"
+    far = (
+        f"{fixed(held.decades, 2)} decades beyond what it was made from"
+        if held.decades > 0
+        else "within the sizes it was made from"
+    )
     if held.interval95 is None:
         text = f"Held out: {name} is predicted from the {others} with an error of {percent(held.error_percent, True)}, {far}; there is no interval to judge it by."
         return [Finding(level="note", text=text)]

@@ -128,7 +128,7 @@ def freeze(
     settings = settings or FitSettings()
     target = completed(target, points)
     kept, out = apart(points, target)
-    result = fit(kept, replace(settings, targets=()))
+    result = fit(kept, replace(settings, targets=(), sensitivity=False))
     inputs = law_inputs(result, target)
     mean = float(np.asarray(result.predict(inputs)).ravel()[0])
     forecast = Forecast(

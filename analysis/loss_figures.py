@@ -42,7 +42,7 @@ from analysis.words import axis_words, equation, law_words
 SAME_SIZE = 0.02  # in ln: sizes closer than this are one rung
 MOST_ROWS = 30  # of a table by rung; beyond it is by size class
 STEPS = 160  # points on a drawn law
-KNOTS = 13  # of them at which its interval is computed; bands are smooth on logarithmic axes
+KNOTS = 9  # of them at which its interval is computed; bands are smooth on logarithmic axes
 REACH = {"params": 4.0, "tokens": 4.0, "flops": 6.0}  # how far beyond the largest measured size a law is drawn
 
 

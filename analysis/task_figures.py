@@ -135,7 +135,10 @@ def task_rows(task: str, metric: str, group: Sequence[TaskScore]) -> list[tuple[
 def panel_words(task: str, metric: str, group: Sequence[TaskScore]) -> str:
     rungs = by_rung(group)
     chance = group[0].chance
-    against = f" (chance {number(chance, 3)})" if chance is not None else ""
+    floor = by_rung(group, untrained=True)
+    beside = [f"chance {number(chance, 3)}"] if chance is not None else []
+    beside += [f"untrained {number(floor[-1].value, 3)}"] if floor else []
+    against = f" ({', '.join(beside)})" if beside else ""
     return f"{task} {metric}: {number(rungs[0].value, 3)} at {rung_name(rungs[0].rung)}, {number(rungs[-1].value, 3)} at {rung_name(rungs[-1].rung)}{against}."
 
 

@@ -1,0 +1,81 @@
+"""Proves the paper's arithmetic of relative gains: per task, signed so that better is positive, with errors, nothing dropped silently."""
+
+import pytest
+from pictures import task_scores
+
+from analysis.task_figures import relative_gain, tasks
+from analysis.tasks import TaskScore, by_rung, gains, without_gain
+
+
+def score(rung, params, value, **more):
+    fields = {
+        "task": "t",
+        "category": "c",
+        "metric": "acc",
+        "rung": rung,
+        "run_id": rung,
+        "params": params,
+        "step": 10,
+        "value": value,
+    }
+    return TaskScore(**(fields | more))
+
+
+def test_gain_is_relative_to_the_second_largest_or_to_the_best_smaller():
+    scores = [score("s", 1e6, 0.30), score("m", 1e7, 0.20), score("l", 1e8, 0.36)]
+    assert gains(scores)[0].percent == pytest.approx(80)
+    assert gains(scores, "best_smaller")[0].percent == pytest.approx(20)
+
+
+def test_fewer_bits_are_a_gain():
+    scores = [score("m", 1e7, 1.0, higher_is_better=False), score("l", 1e8, 0.9, higher_is_better=False)]
+    assert gains(scores)[0].percent == pytest.approx(10)
+
+
+def test_the_error_of_a_gain_comes_from_both_scores():
+    scores = [score("m", 1e7, 0.4, stderr=0.02), score("l", 1e8, 0.5, stderr=0.01)]
+    wanted = 100 * 1.25 * ((0.02 / 0.4) ** 2 + (0.01 / 0.5) ** 2) ** 0.5
+    assert gains(scores)[0].stderr == pytest.approx(wanted)
+    assert gains([score("m", 1e7, 0.4), score("l", 1e8, 0.5)])[0].stderr is None
+
+
+def test_the_last_checkpoint_counts_and_step_zero_is_the_floor():
+    scores = [score("m", 1e7, v, step=k, untrained=k == 0) for k, v in ((0, 0.1), (5, 0.3), (10, 0.4))]
+    assert by_rung(scores)[0].value == 0.4 and by_rung(scores, untrained=True)[0].value == 0.1
+
+
+def test_seeds_add_their_scatter_to_the_item_error():
+    same = [score("m", 1e7, 0.4, run_id=f"{k}", stderr=0.02) for k in range(4)]
+    apart = [score("m", 1e7, 0.4 + 0.1 * (k % 2), run_id=f"{k}", stderr=0.02) for k in range(4)]
+    assert by_rung(same)[0].stderr == pytest.approx(0.02)
+    assert by_rung(apart)[0].stderr > 0.03 and by_rung(apart)[0].runs == 4
+
+
+def test_tasks_without_a_gain_are_named():
+    scores = [score("m", 1e7, 0.0), score("l", 1e8, 0.1), score("l", 1e8, 0.5, task="only_large")]
+    assert gains(scores) == [] and without_gain(scores, []) == ["only_large (acc)", "t (acc)"]
+    assert relative_gain(scores) is None
+
+
+def test_the_gain_picture_names_what_it_leaves_out_and_counts():
+    scores = [*task_scores(), score("1_3m", 1.28e6, 0.5, task="new_task", category="science")]
+    figure = relative_gain(scores)
+    assert figure is not None and figure.title == "Gain from 601k to 1.3M"
+    assert "new_task (acc)" in figure.caption and "of 4 tasks" in figure.caption
+    assert [row[0] for row in figure.table.rows] == ["language modelling"] * 2 + ["science"] * 2
+
+
+def test_many_tasks_become_one_row_a_category():
+    figure = relative_gain(task_scores(tasks_per_category=10))
+    assert figure is not None and len(figure.table.rows) == 20
+    assert "science (10)" in figure.svg and "science_3" not in figure.svg
+
+
+def test_task_pages_show_chance_and_the_untrained_model():
+    pages = tasks(task_scores())
+    science = next(p for p in pages if p.name == "tasks_science")
+    assert "(chance 0.250, untrained 0.250)" in science.alt and ">untrained<" in science.svg
+    row = dict(zip(science.table.header, science.table.rows[0], strict=True))
+    assert row["chance"] == "0.250" and row["untrained"] == "0.250 ± 0.010" and row["items"] == "500"
+    trained = [s for s in task_scores() if not s.untrained]
+    assert "were not scored" in tasks(trained)[0].caption
