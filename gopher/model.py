@@ -111,7 +111,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """float32 logits (B, T, V); with `targets` (B, T) instead the cross-entropy in nats summed over targets >= 0."""
-        x = F.embedding(tokens, self.embedding)
+        # sqrt(d), as in both public Transformer-XL codes: otherwise what the blocks write drowns the tied embedding from the start
+        x = F.embedding(tokens, self.embedding) * math.sqrt(self.spec.d_model)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -169,7 +170,7 @@ def initialise(parts: Iterable[tuple[str, torch.Tensor, int]], spec: ModelSpec, 
 
     A value depends on (seed, name, index) alone, not on shards or device. The paper does not give its initialisation.
     Here: linear maps N(0, 1 / fan_in); the two maps that write to the residual stream divided by sqrt(2 L) more
-    (Radford et al. 2019); embeddings N(0, 1 / (4 d)), so that tied logits start with standard deviation 1/2; gains 1;
+    (Radford et al. 2019); embeddings N(0, 1 / (4 d)), so that tied logits and (scaled by sqrt(d)) inputs start with standard deviation 1/2; gains 1;
     u = v = 0.
     """
     for name, values, start in parts:

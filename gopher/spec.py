@@ -17,7 +17,7 @@ from gopher.errors import UsageError, did_you_mean
 from gopher.identity import label, short_key
 
 T = TypeVar("T")
-SPEC_VERSION = 1  # raise it when the same fields begin to mean another computation
+SPEC_VERSION = 2  # raise it when the same fields begin to mean another computation
 
 
 def require(ok: bool, message: str) -> None:
