@@ -1,0 +1,468 @@
+"""The mirror into MLflow: every logged number arrives once and only once, whatever is lost on the way.
+
+Real sqlite stores throughout; one slow test talks to a real server through a line that loses requests and answers.
+"""
+
+import http.client
+import http.server
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from logged_study import SHAPES, SUBSETS, finished_folder, log_steps, queued_folder, study_spec
+
+from gopher.errors import SetupError, UsageError
+from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
+from gopher.size import params_non_embedding, params_total, train_flops
+from gopher.spec import RunSpec
+from sweeps.track import (
+    Tracker,
+    check_uri,
+    data_params,
+    fresh_rows,
+    missing_text,
+    run_params,
+    run_tags,
+    told,
+    unread,
+    without_password,
+)
+
+TOKENS = 60_000  # 59 steps
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
+MANIFEST = {
+    "sha256": "da7a",
+    "tokenizer": {"sha256": "70c3"},
+    "subsets": {n: {"train": {"tokens": 20_000}} for n in SUBSETS},
+}
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def small_spec(seed: int = 0) -> RunSpec:
+    return study_spec("54k", seed, TOKENS)
+
+
+# ---- what is written, as plain values
+
+
+def test_params_keep_the_naming_contract() -> None:
+    spec = small_spec()
+    params = run_params(spec)
+    names = "rung seed model.name model.n_params model.n_params_nonemb model.log10_n_params_nonemb model.n_layers model.n_heads"
+    names += (
+        " model.d_model model.context model.vocab_size optim.lr optim.warmup_steps train.tokens train.steps train.flops"
+    )
+    names += " train.log10_flops train.flops_convention train.batch_tokens data.kind"
+    assert set(names.split()) <= set(params)
+    assert params["model.n_params"] == params_total(spec.model)
+    assert params["model.n_params_nonemb"] == params_non_embedding(spec.model)
+    assert float(params["train.flops"]) == pytest.approx(train_flops(spec), rel=1e-6)
+    assert params["train.steps"] == 59 and params["train.batch_tokens"] == 1024
+    assert all(len(str(v)) <= 500 for v in params.values())
+
+
+def test_epochs_are_those_of_the_most_repeated_subset() -> None:
+    params = data_params(small_spec(), MANIFEST)
+    assert params == {"data.unique_tokens": 60_000, "data.max_epochs_seen": pytest.approx(59 * 1024 * 0.5 / 20_000)}
+
+
+def test_tags_name_the_run_and_its_provenance() -> None:
+    spec = small_spec(seed=3)
+    tags = run_tags(
+        spec, "demo", "parent", list(SHAPES), {"git": {"commit": "c0ffee", "dirty": True}, "config_hash": "beef"}
+    )
+    assert tags["mlflow.runName"] == "54k-lr0.01-s3" and tags["mlflow.parentRunId"] == "parent"
+    assert tags["trial.id"] == spec.key and tags["kind"] == "train" and tags["sweep.id"] == "demo"
+    assert (tags["git.commit"], tags["git.dirty"], tags["config.hash"]) == ("c0ffee", "True", "beef")
+    assert all(isinstance(v, str) for v in tags.values())
+
+
+def log_line(step: int, **metrics: float | None) -> bytes:
+    return json.dumps({"step": step, "metrics": metrics}).encode() + b"\n"
+
+
+def test_a_repeated_step_is_not_sent_again() -> None:
+    log = log_line(1, loss=5.0) + log_line(2, loss=4.0) + log_line(2, loss=4.5, lr=0.1) + log_line(3, loss=3.0)
+    fresh = fresh_rows(log, {}, {})
+    assert [(r.name, r.step, r.value) for r in fresh.rows] == [
+        ("loss", 1, 5.0),
+        ("loss", 2, 4.0),
+        ("lr", 2, 0.1),
+        ("loss", 3, 3.0),
+    ]
+
+
+def test_a_missing_number_is_named_and_never_sent() -> None:
+    fresh = fresh_rows(log_line(4, loss=None, lr=0.1) + log_line(5, loss=None), {}, {})
+    assert [r.name for r in fresh.rows] == ["lr"]
+    assert missing_text(fresh.missing) == "loss from step 4"
+    assert missing_text({f"m{i:02}": 1 for i in range(25)}).endswith("m19 from step 1 and 5 more")
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from("ab"), st.none() | st.floats(-9, 9)), max_size=30), st.data()
+)
+def test_a_log_read_in_pieces_gives_the_rows_of_the_whole(
+    entries: list[tuple[int, str, float | None]], data: Any
+) -> None:
+    lines = [log_line(step, **{name: value}) for step, name, value in entries]
+    whole = fresh_rows(b"".join(lines), {}, {})
+    cut = data.draw(st.integers(0, len(lines)))
+    first = fresh_rows(b"".join(lines[:cut]), {}, {})
+    second = fresh_rows(b"".join(lines[cut:]), first.steps, first.missing)
+    assert first.rows + second.rows == whole.rows and second.steps == whole.steps and second.missing == whole.missing
+    assert len({(r.name, r.step) for r in whole.rows}) == len(whole.rows)
+
+
+def test_a_half_written_line_waits(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    assert unread(log, 0) == b""
+    log.write_bytes(log_line(1, loss=5.0) + b'{"step": 2, "me')
+    assert unread(log, 0) == log_line(1, loss=5.0)
+    assert unread(log, len(log_line(1, loss=5.0))) == b""
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///data/mlruns", "mlruns"])
+def test_a_file_store_is_refused_with_the_cure(uri: str) -> None:
+    with pytest.raises(UsageError, match="leave it unset for sqlite, or name a server"):
+        check_uri(uri)
+
+
+def test_passwords_stay_out_of_what_people_read() -> None:
+    assert without_password("postgresql+psycopg://ann:secret@db/mlflow") == "postgresql+psycopg://ann@db/mlflow"
+    assert without_password("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert (
+        told(ValueError("API request to http://ann:secret@host/api failed\nmore"))
+        == "API request to http://ann@host/api failed"
+    )
+    assert told(ValueError("")) == "ValueError"
+
+
+# ---- a real store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database whose tables exist, made once: it takes seconds."""
+    root = tmp_path_factory.mktemp("store")
+    Tracker(f"sqlite:///{root / 'mlflow.db'}", "first", root / "mlartifacts", list(SHAPES)).open_sweep("name: first")
+    return root
+
+
+@pytest.fixture
+def tracker(store: Path, request: pytest.FixtureRequest) -> Callable[[], Tracker]:
+    """Makes writers of this test's own sweep, each as a new driver would."""
+
+    def new() -> Tracker:
+        writer = Tracker(
+            f"sqlite:///{store / 'mlflow.db'}", request.node.name[:80], store / "mlartifacts", list(SHAPES)
+        )
+        writer.open_sweep("name: test")
+        return writer
+
+    return new
+
+
+def client_of(writer: Tracker) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(writer.uri)
+
+
+def train_runs(writer: Tracker, kind: str = "train") -> list[Any]:
+    client = client_of(writer)
+    experiment = client.get_experiment_by_name(writer.sweep)
+    return list(client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'"))
+
+
+def history(writer: Tracker, run: Any, metric: str) -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in client_of(writer).get_metric_history(run.info.run_id, metric))
+
+
+def assert_exact(writer: Tracker, folder: RunFolder) -> Any:
+    """MLflow has one run of the folder's spec, with each number of the log once."""
+    runs = [r for r in train_runs(writer) if r.data.tags["trial.id"] == folder.spec().key]
+    assert len(runs) == 1
+    for metric, points in folder.metrics().items():
+        assert history(writer, runs[0], metric) == sorted(points.items()), metric
+    return runs[0]
+
+
+def test_a_run_arrives_whole_with_its_parts(tracker: Callable[[], Tracker], tmp_path: Path) -> None:
+    folder = finished_folder(tmp_path, small_spec())
+    shards = Path(folder.placement().data_dir)
+    shards.mkdir(parents=True)
+    (shards / "manifest.json").write_text(json.dumps(MANIFEST))
+    writer = tracker()
+    assert writer.flush([folder], 0) is None and writer.delivered([folder])
+    run = assert_exact(writer, folder)
+    assert run.info.status == "FINISHED" and run.info.end_time >= run.info.start_time
+    assert run.data.params["data.unique_tokens"] == "60000" and run.data.params["rung"] == "54k"
+    assert run.data.tags["data.sha256"] == "da7a" and run.data.tags["tokenizer.sha256"] == "70c3"
+    assert run.data.tags["status.state"] == FINISHED and "metrics.missing" not in run.data.tags
+    files = [f.path for f in client_of(writer).list_artifacts(run.info.run_id, "config")]
+    assert files == ["config/resolved.json"]
+    (parent,) = train_runs(writer, kind="sweep")
+    assert parent.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_a_growing_log_is_followed(tracker: Callable[[], Tracker], tmp_path: Path) -> None:
+    folder = queued_folder(tmp_path, small_spec())
+    writer = tracker()
+    assert writer.mirror(folder)
+    assert train_runs(writer)[0].info.status == "SCHEDULED"
+    folder.write_state(RunState(state=RUNNING, attempt=1))
+    for first, last in ((0, 20), (21, 21), (22, 59)):
+        log_steps(folder, first, last)
+        assert writer.mirror(folder)
+        assert assert_exact(writer, folder).info.status == "RUNNING"
+    folder.write_state(RunState(state=FINISHED, step=59, attempt=1))
+    assert not writer.delivered([folder])
+    assert writer.mirror(folder) and writer.delivered([folder])
+    assert assert_exact(writer, folder).info.status == "FINISHED"
+
+
+def test_a_replay_under_another_driver_doubles_nothing(tracker: Callable[[], Tracker], tmp_path: Path) -> None:
+    folder = queued_folder(tmp_path, small_spec())
+    log_steps(folder, 0, 30)
+    assert tracker().mirror(folder)
+    log_steps(folder, 20, 59)
+    folder.log(20, {"train/loss": 1.0})  # a repeated step on another number of workers may differ
+    writer = tracker()
+    assert writer.mirror(folder)
+    losses = history(writer, train_runs(writer)[0], "train/loss")
+    assert [step for step, _ in losses] == [1, 10, 20, 30, 40, 50, 59]
+    assert dict(losses)[20] != 1.0
+
+
+def test_a_lost_note_doubles_nothing(tracker: Callable[[], Tracker], tmp_path: Path) -> None:
+    folder = queued_folder(tmp_path, small_spec())
+    log_steps(folder, 0, 30)
+    assert tracker().mirror(folder)
+    (folder.path / "mlflow.json").unlink()
+    log_steps(folder, 31, 59)
+    writer = tracker()
+    assert writer.mirror(folder)
+    assert_exact(writer, folder)
+
+
+def test_a_run_deleted_in_mlflow_is_written_anew(tracker: Callable[[], Tracker], tmp_path: Path) -> None:
+    folder = finished_folder(tmp_path, small_spec())
+    writer = tracker()
+    assert writer.mirror(folder)
+    client_of(writer).delete_run(train_runs(writer)[0].info.run_id)
+    again = tracker()
+    assert not again.delivered([folder]) and again.mirror(folder)
+    assert assert_exact(again, folder).info.status == "FINISHED"
+
+
+def test_without_its_database_nothing_counts_as_delivered(store: Path, tmp_path: Path) -> None:
+    folder = finished_folder(tmp_path, small_spec())
+    database = tmp_path / "mlflow.db"
+    shutil.copy(store / "mlflow.db", database)
+    writer = Tracker(f"sqlite:///{database}", "first", tmp_path / "mlartifacts", list(SHAPES))
+    writer.open_sweep("name: first")
+    assert writer.flush([folder], 0) is None and writer.delivered([folder])
+    database.unlink()
+    assert not writer.delivered([folder])
+
+
+@pytest.mark.parametrize(("state", "status"), [(FAILED, "FAILED"), (STOPPED, "KILLED")])
+def test_an_end_has_its_reason_and_can_be_taken_back(
+    tracker: Callable[[], Tracker], tmp_path: Path, state: str, status: str
+) -> None:
+    folder = queued_folder(tmp_path, small_spec())
+    log_steps(folder, 0, 20)
+    folder.log(30, {"train/loss": float("nan"), "train/lr": 0.01})
+    with open(folder.path / "metrics.jsonl", "a", encoding="utf-8") as log:
+        log.write('{"step": 31, "met')  # killed while writing
+    folder.write_state(RunState(state=state, step=30, attempt=1, reason="loss is not finite at step 30"))
+    writer = tracker()
+    assert writer.flush([folder], 0) is None
+    (run,) = train_runs(writer)
+    assert run.info.status == status and run.data.tags["status.reason"] == "loss is not finite at step 30"
+    assert run.data.tags["metrics.missing"] == "train/loss from step 30"
+    assert [step for step, _ in history(writer, run, "train/loss")] == [1, 10, 20]
+    folder.write_state(RunState(state=QUEUED, attempt=1))
+    assert writer.mirror(folder)
+    assert train_runs(writer)[0].info.status == "SCHEDULED"
+
+
+def test_two_sweeps_share_a_run_folder(store: Path, tmp_path: Path) -> None:
+    folder = finished_folder(tmp_path, small_spec())
+    for name in ("shared-a", "shared-b", "shared-a"):
+        writer = Tracker(f"sqlite:///{store / 'mlflow.db'}", name, store / "mlartifacts", list(SHAPES))
+        writer.open_sweep("name: x")
+        assert writer.flush([folder], 0) is None
+        assert_exact(writer, folder)
+
+
+def test_a_report_lands_on_the_sweep(tracker: Callable[[], Tracker], tmp_path: Path) -> None:
+    writer = tracker()
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "loss.png").write_bytes(b"\x89PNG")
+    (tmp_path / "report.html").write_text("<html></html>")
+    note = "Loss falls\n\n![curve](get-artifact?path=report/figures/loss.png&run_uuid={parent})"
+    run_id = writer.log_report({"law": "power_law"}, tmp_path, note, {"fit/alpha": 0.1, "fit/E": float("nan")})
+    (fit,), (parent,) = train_runs(writer, kind="fit"), train_runs(writer, kind="sweep")
+    assert fit.info.run_id == run_id and fit.data.metrics == {"fit/alpha": 0.1}
+    assert fit.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    shown = parent.data.tags["mlflow.note.content"]
+    assert shown.startswith("Loss falls\n") and f"run_uuid={parent.info.run_id})" in shown
+    for run in (fit, parent):
+        assert "report/report.html" in [f.path for f in client_of(writer).list_artifacts(run.info.run_id, "report")]
+
+
+def test_an_experiment_in_the_trash_is_no_place_for_a_sweep(tracker: Callable[[], Tracker]) -> None:
+    writer = tracker()
+    client = client_of(writer)
+    client.delete_experiment(client.get_experiment_by_name(writer.sweep).experiment_id)
+    with pytest.raises(UsageError, match="in the trash; restore it, or give the sweep another name"):
+        tracker()
+
+
+def test_an_unreachable_server_at_the_start_is_told_with_the_cure(free_port: int, tmp_path: Path) -> None:
+    writer = Tracker(f"http://127.0.0.1:{free_port}", "demo", tmp_path, list(SHAPES))
+    with pytest.raises(
+        SetupError, match=f"MLflow at http://127.0.0.1:{free_port} could not be reached .*; start it, mend tracking.uri"
+    ):
+        writer.open_sweep("name: demo")
+
+
+def test_a_missing_driver_is_told_with_the_cure(tmp_path: Path) -> None:
+    writer = Tracker("mysql+pymysql://ann:secret@127.0.0.1/mlflow", "demo", tmp_path, list(SHAPES))
+    with pytest.raises(SetupError, match="database driver is missing .*pip install") as raised:
+        writer.open_sweep("name: demo")
+    assert "secret" not in str(raised.value)
+
+
+def test_the_environment_is_quiet_unless_the_user_speaks() -> None:
+    """Telemetry is off for any way of saying DO_NOT_TRACK; importing this module loads no mlflow."""
+    code = (
+        "import os, sys; os.environ.pop('MLFLOW_DISABLE_TELEMETRY', None); import sweeps.track as t; "
+        "assert 'mlflow' not in sys.modules; {}t.import_mlflow(); print(os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    )
+    user = "os.environ.update(DO_NOT_TRACK='1', MLFLOW_DISABLE_TELEMETRY='false'); "
+    done = subprocess.run([sys.executable, "-c", code.format(user)], capture_output=True, text=True, check=True)
+    assert done.stdout == "true\n" and done.stderr == ""
+
+
+# ---- a real server behind a bad line
+
+
+class BadLine(http.server.BaseHTTPRequestHandler):
+    """Passes requests on to a server. Lost ones never arrive; of swallowed ones only the answer is lost."""
+
+    upstream = 0
+    weather = {"pass": 1.0, "lose": 0.0, "swallow": 0.0}
+    draw = random.Random(0)
+    protocol_version = "HTTP/1.1"
+
+    def forward(self) -> None:
+        fate = self.draw.choices(list(self.weather), list(self.weather.values()))[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.close_connection = True
+        if fate == "lose":
+            return
+        upstream = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=30)
+        upstream.request(self.command, self.path, body, dict(self.headers) | {"Host": "127.0.0.1"})
+        answer = upstream.getresponse()
+        content = answer.read()
+        upstream.close()
+        if fate == "swallow":
+            return
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.getheader("Content-Type", "application/json"))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = forward
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def bad_line(tmp_path: Path, free_port: int) -> Iterator[str]:
+    """The address of the line to a real MLflow server; `BadLine.weather` says how bad it is."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(free_port),
+        "--workers",
+        "1",
+    ]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(tmp_path / "mlartifacts")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+    BadLine.upstream = free_port
+    line = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BadLine)
+    threading.Thread(target=line.serve_forever, daemon=True).start()
+    try:
+        wait_for(free_port)
+        yield f"http://127.0.0.1:{line.server_address[1]}"
+    finally:
+        line.shutdown()
+        line.server_close()
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def wait_for(port: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise TimeoutError(f"no server on port {port} after {seconds} s")
+
+
+@pytest.mark.slow
+def test_a_bad_line_loses_and_doubles_nothing(bad_line: str, tmp_path: Path) -> None:
+    """A dead line means a backlog; a line that drops requests and answers at random still delivers each number once."""
+    folders = [finished_folder(tmp_path, small_spec(seed)) for seed in (0, 1)]
+    writer = Tracker(bad_line, "far", tmp_path / "mlartifacts", list(SHAPES))
+    writer.open_sweep("name: far")
+
+    BadLine.weather = {"pass": 0.0, "lose": 1.0, "swallow": 0.0}
+    left = writer.flush(folders, 0)
+    assert left is not None and "did not take the logs of 2 runs" in left and "the same command delivers them" in left
+    assert not writer.mirror(folders[0])  # left alone for a while
+
+    BadLine.weather = {"pass": 0.5, "lose": 0.25, "swallow": 0.25}
+    tries = 0
+    while writer.flush(folders, 0) is not None:
+        tries += 1
+        assert tries < 100
+    BadLine.weather = {"pass": 1.0, "lose": 0.0, "swallow": 0.0}
+    assert tries > 3 and len(train_runs(writer)) == 2
+    for folder in folders:
+        assert assert_exact(writer, folder).info.status == "FINISHED"
