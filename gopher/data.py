@@ -11,6 +11,7 @@ in the index.
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -118,24 +119,27 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, output_root: Path, progres
     tokenizer_dir = output_root / "tokenizers" / first_key
     if not intact(tokenizer_dir):
         progress(f"training the tokenizer ({tokenizer.vocab_size} pieces)")
-        make_folder(tokenizer_dir, lambda part: write_tokenizer(part, tokenizer, data, surveys))
+        make_folder(tokenizer_dir, lambda part: write_tokenizer(part, tokenizer, data, surveys), intact)
     progress("writing token shards")
-    make_folder(target, lambda part: write_shards(part, Tokenizer.open(tokenizer_dir), data, surveys))
+    make_folder(target, lambda part: write_shards(part, Tokenizer.open(tokenizer_dir), data, surveys), usable)
     return target
 
 
-def make_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """`target` written whole or not at all: filled beside its place and renamed; whoever comes second keeps the first."""
+def make_folder(target: Path, write: Callable[[Path], None], good: Callable[[Path], bool]) -> None:
+    """`target` written whole or not at all: filled beside its place and renamed; whoever comes second keeps a good first."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
         write(part)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(part, target)
+        try:
+            os.replace(part, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not good(target):
+                shutil.rmtree(target)
+                os.replace(part, target)
     except OSError as error:
-        if error.errno == errno.ENOTEMPTY:  # another process has just put it there
-            return
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SetupError(
@@ -184,20 +188,20 @@ def write_subset(
     folder: Path, tokenizer: Tokenizer, data: DataSpec, subset: SubsetSpec, found: Survey
 ) -> dict[str, Any]:
     """Both splits of one subset; the manifest entry."""
-    writers = {split: ShardWriter(folder, split) for split in ("train", "validation")}
-    batch: list[tuple[str, str]] = []
+    with ShardWriter(folder, "train") as train, ShardWriter(folder, "validation") as validation:
+        writers = {"train": train, "validation": validation}
+        for batch in batched(split_documents(data, subset, found)):
+            tokens = tokenizer.encode([text for _, _, text in batch])
+            for (split, _, text), ids in zip(batch, tokens, strict=True):
+                writers[split].append(np.append(ids, np.uint16(tokenizer.eos)), len(text.encode()))
+        entries = {split: writer.close() for split, writer in writers.items()}
+    return {**entries, "duplicates_dropped": found.duplicates}
 
-    def flush() -> None:
-        for (split, text), tokens in zip(batch, tokenizer.encode([t for _, t in batch]), strict=True):
-            writers[split].append(np.append(tokens, np.uint16(tokenizer.eos)), len(text.encode()))
-        batch.clear()
 
-    for split, _, text in split_documents(data, subset, found):
-        batch.append((split, text))
-        if len(batch) == ENCODE_DOCUMENTS:
-            flush()
-    flush()
-    return {**{split: writer.close() for split, writer in writers.items()}, "duplicates_dropped": found.duplicates}
+def batched(documents: Iterator[tuple[str, bytes, str]]) -> Iterator[list[tuple[str, bytes, str]]]:
+    """Documents in lists of up to `ENCODE_DOCUMENTS`."""
+    while batch := list(itertools.islice(documents, ENCODE_DOCUMENTS)):
+        yield batch
 
 
 def usable(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Token shards on disk: uint16 files of one stream of tokens, the ends of its documents, and their hashes."""
 
+import contextlib
 import hashlib
 from array import array
 from bisect import bisect_right
@@ -52,6 +53,14 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
             self._files[-1]["sha256"] = self._hash.hexdigest()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # after a full disk the last buffer cannot be written either
+                self._file.close()
 
     def close(self) -> dict[str, Any]:
         self._end_file()

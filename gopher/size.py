@@ -51,8 +51,8 @@ def token_flops(m: ModelSpec) -> TokenFlops:
 
 
 def table_flops(m: ModelSpec) -> float:
-    """Training FLOPs of W_R r for one step: T distances, d x d weights per layer."""
-    return 3 * 2 * m.d_model * m.d_model * m.context * m.n_layers
+    """Training FLOPs of W_R r for one step: T distances, d x d weights per layer; two passes, for r needs no gradient."""
+    return 2 * 2 * m.d_model * m.d_model * m.context * m.n_layers
 
 
 def train_flops(run: RunSpec, step: int | None = None) -> float:

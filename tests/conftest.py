@@ -4,7 +4,11 @@ import os
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+settings.register_profile("suite", deadline=None)  # a busy machine is no failing property
+settings.load_profile("suite")
 sys.path.insert(0, str(Path(__file__).parent))  # for `studies`
