@@ -1,0 +1,196 @@
+"""The training loop on real text: it learns, resumes to the last bit after SIGKILL, stops at a checkpoint when asked, refuses NaN, and one or two
+ranks give the same losses. Golden losses guard the numbers of model, data order and optimizer together."""
+
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from distributed import on_ranks
+from studies import demo_spec, write_text
+
+from gopher import corpus
+from gopher.data import prepare
+from gopher.errors import GopherError, UsageError
+from gopher.record import FAILED, FINISHED, STOPPED, RunFolder
+from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec, TokenizerSpec
+from gopher.train import train
+
+GOLDEN = [6.347082, 5.233248, 4.990985]  # nats per token after steps 1, 10, 20
+TIMING = ("perf/", "final/train_seconds", "final/worker_hours")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Path]:
+    root = tmp_path_factory.mktemp("train")
+    text = write_text(root / "text", documents=30)
+    data = DataSpec(kind="local", path=str(text), subsets=corpus.discover(text))
+    return data, prepare(data, TokenizerSpec(vocab_size=512), root)
+
+
+def run_in(path: Path, shards: tuple[DataSpec, Path], placement: dict | None = None, **changes: object) -> RunFolder:
+    """A run folder for 20 steps of the tiny model."""
+    spec = dataclasses.replace(demo_spec(), data=shards[0], **changes)  # type: ignore[arg-type]
+    how = {"micro_batch_sequences": 4, "checkpoint_every_steps": 5, "log_every_steps": 1, **(placement or {})}
+    folder = RunFolder(path)
+    folder.create(spec, Placement(data_dir=str(shards[1]), **how), {})
+    return folder
+
+
+def numbers(folder: RunFolder) -> dict[str, dict[int, float | None]]:
+    """Everything logged that does not depend on the clock."""
+    return {name: series for name, series in folder.metrics().items() if not name.startswith(TIMING)}
+
+
+@pytest.fixture(scope="module")
+def finished(shards: tuple[DataSpec, Path], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = run_in(tmp_path_factory.mktemp("runs") / "undisturbed", shards)
+    assert train(folder).state == FINISHED
+    return folder
+
+
+def test_the_loss_falls_and_starts_at_the_size_of_the_vocabulary(finished: RunFolder) -> None:
+    losses = finished.metrics()["val/loss"]
+    assert losses[0] == pytest.approx(math.log(512), abs=0.4)
+    assert losses[20] < losses[10] < losses[0] - 0.5
+
+
+def test_golden_losses(finished: RunFolder) -> None:
+    losses = finished.metrics()["train/loss"]
+    assert [losses[s] for s in (1, 10, 20)] == pytest.approx(GOLDEN, abs=2e-3)
+
+
+def test_the_metrics_keep_their_contract(finished: RunFolder) -> None:
+    metrics, run = finished.metrics(), finished.spec()
+    assert all(name.count("/") == 1 for name in metrics)
+    for name in ("val/loss", "val/bpb", "val/loss_prose", "val/bpb_shout", "val/tokens", "val/flops"):
+        assert tuple(metrics[name]) == run.evaluation_steps
+    assert tuple(metrics["val/log10_flops"]) == run.evaluation_steps[1:]
+    for name in ("train/loss", "train/grad_norm", "train/lr", "train/tokens", "train/log10_flops", "perf/tokens_per_s"):
+        assert list(metrics[name]) == list(range(1, run.steps + 1))
+    weights = run.data.weights
+    mixed = sum(weights[n] * metrics[f"val/loss_{n}"][20] for n in weights)
+    assert metrics["final/val_loss"][20] == metrics["val/loss"][20] == pytest.approx(mixed)
+    assert metrics["train/lr"][20] == pytest.approx(run.optim.lr * run.optim.final_lr_fraction)
+
+
+def test_a_finished_run_returns_at_once(finished: RunFolder) -> None:
+    before = (finished.path / "metrics.jsonl").read_bytes()
+    assert train(finished).state == FINISHED and (finished.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_stopped_run_goes_on_where_it_was(shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "run", shards)
+    calls = iter(range(100))
+    assert train(folder, should_stop=lambda: next(calls) == 7).state == STOPPED
+    assert sorted(int(p.name) for p in folder.checkpoints.iterdir()) == [5, 8]
+    assert train(folder).state == FINISHED
+    assert numbers(folder) == numbers(finished)
+
+
+def test_a_killed_run_resumes_to_the_last_bit(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
+) -> None:
+    """SIGKILL of `python -m gopher train` in mid-run, then SIGTERM, then to the end."""
+    folder = run_in(tmp_path / "run", shards)
+    words = [sys.executable, "-W", "ignore", "-m", "gopher", "train", str(folder.path)]
+    killed = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    wait_for_step(folder, 6)
+    killed.kill()
+    killed.wait()
+    stopped = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    wait_for_attempt(folder, 2)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(60) in (130, 0)
+    assert subprocess.run(words).returncode == 0
+    assert numbers(folder) == numbers(finished)
+
+
+def wait_for_step(folder: RunFolder, step: int) -> None:
+    wait_for(lambda: (s := folder.state()) is not None and s.step >= step)
+
+
+def wait_for_attempt(folder: RunFolder, attempt: int) -> None:
+    wait_for(lambda: (s := folder.state()) is not None and s.attempt >= attempt)
+
+
+def wait_for(condition) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def train_rank(rank: int, path: Path) -> None:
+    """What each rank of the two-rank run does."""
+    assert train(RunFolder(path), rank=rank, world=2).state == FINISHED
+
+
+def test_two_ranks_give_the_losses_of_one(shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "run", shards, {"workers": 2})
+    on_ranks(2, train_rank, folder.path)
+    one, two = numbers(finished), numbers(folder)
+    for name in ("train/loss", "val/loss", "train/grad_norm"):
+        assert two[name] == pytest.approx(one[name], abs=1e-5)
+
+
+def test_a_diverged_run_stops_before_its_parameters_do(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    optim = dataclasses.replace(demo_spec().optim, lr=1e12, clip_norm=1e12)
+    folder = run_in(tmp_path / "run", shards, optim=optim)
+    with pytest.raises(GopherError, match="lower optim.lr"):
+        train(folder)
+    state = folder.state()
+    assert state is not None and state.state == FAILED and "gradient norm" in str(state.reason)
+    assert all((p / "complete.json").exists() for p in folder.checkpoints.glob("0*"))
+
+
+@pytest.mark.parametrize(
+    ("placement", "words"),
+    [({"micro_batch_sequences": 5}, "micro_batch_sequences=4"), ({"workers": 3}, None)],
+)
+def test_a_batch_that_cannot_be_shared_out_names_what_works(
+    shards: tuple, tmp_path: Path, placement: dict, words: str | None
+) -> None:
+    folder = run_in(tmp_path / "run", shards, placement)
+    if words:
+        with pytest.raises(UsageError, match=words):
+            train(folder)
+    else:
+        with pytest.raises(UsageError, match="divides the batch"):
+            train(folder, rank=0, world=3)
+
+
+def test_shards_of_another_tokenizer_are_refused(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    other = demo_spec(vocab_size=600)
+    folder = run_in(tmp_path / "run", shards, model=other.model, tokenizer=other.tokenizer)
+    with pytest.raises(UsageError, match="made with 512 pieces"):
+        train(folder)
+
+
+PRECISIONS = {
+    "mixed": PrecisionSpec(compute="bfloat16"),
+    "stochastic rounding": PrecisionSpec(parameters="bfloat16", compute="bfloat16", stochastic_rounding=True),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
+def test_bfloat16_modes_learn_too(shards: tuple, finished: RunFolder, tmp_path: Path, precision: PrecisionSpec) -> None:
+    folder = run_in(tmp_path / "run", shards, precision=precision)
+    train(folder)
+    last, reference = folder.last("val/loss"), finished.last("val/loss")
+    assert last != reference and last == pytest.approx(reference, abs=0.15)
+
+
+def test_activation_checkpointing_changes_nothing(shards: tuple, finished: RunFolder, tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "run", shards, {"activation_checkpointing": "full"})
+    train(folder)
+    assert folder.metrics()["train/loss"] == pytest.approx(finished.metrics()["train/loss"], abs=1e-5)
+
+
+def test_the_key_of_the_folder_is_the_key_of_its_spec(finished: RunFolder) -> None:
+    assert isinstance(finished.spec(), RunSpec) and len(finished.spec().key) == 12 and os.path.isdir(finished.path)
