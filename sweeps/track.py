@@ -227,7 +227,7 @@ class Tracker:
     def open_sweep(self, config: str) -> str:
         """Experiment and parent run, made if missing; the parent's id. Raises `SetupError` when MLflow can't be reached."""
         mlflow = import_mlflow()
-        local = self.uri.startswith("sqlite")
+        own_files = not self.uri.startswith(("http://", "https://"))  # a database has no place for artifacts
         try:
             self._client = mlflow.MlflowClient(self.uri)
             found = self._client.get_experiment_by_name(self.sweep)
@@ -235,7 +235,7 @@ class Tracker:
                 raise UsageError(
                     f"the MLflow experiment '{self.sweep}' is in the trash; restore it, or give the sweep another name with name=..."
                 )
-            location = self._artifact_root.as_uri() if local else None
+            location = self._artifact_root.as_uri() if own_files else None
             self._experiment = (
                 found.experiment_id if found else self._client.create_experiment(self.sweep, artifact_location=location)
             )
