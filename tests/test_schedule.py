@@ -3,7 +3,22 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.schedule import ACTIVE, DONE, LOST, WAITING, Capacity, Event, Status, Task, apply, decide, doom, impossible, settled, start
+from sweeps.schedule import (
+    ACTIVE,
+    DONE,
+    LOST,
+    WAITING,
+    Capacity,
+    Event,
+    Status,
+    Task,
+    apply,
+    decide,
+    doom,
+    impossible,
+    settled,
+    start,
+)
 
 
 def ladder(*workers: int) -> list[Task]:

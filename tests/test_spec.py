@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from studies import demo_spec
 
 from gopher.errors import UsageError
-from gopher.spec import BatchSpec, DataSpec, ModelSpec, Placement, PrecisionSpec, RunSpec, TokenizerSpec, build, from_json, to_json
+from gopher.spec import (
+    BatchSpec,
+    DataSpec,
+    ModelSpec,
+    Placement,
+    PrecisionSpec,
+    RunSpec,
+    TokenizerSpec,
+    build,
+    from_json,
+    to_json,
+)
 
 
 def test_json_round_trip_keeps_the_key() -> None:
@@ -62,7 +73,9 @@ def test_whole_floats_are_integers_and_others_are_not() -> None:
     doubling=st.none() | st.integers(1, 300_000),
 )
 def test_steps_cover_the_tokens_exactly_once(sequences: int, tokens: int, doubling: int | None) -> None:
-    spec = dataclasses.replace(demo_spec(), batch=BatchSpec(sequences=sequences, double_at_tokens=doubling), tokens=tokens)
+    spec = dataclasses.replace(
+        demo_spec(), batch=BatchSpec(sequences=sequences, double_at_tokens=doubling), tokens=tokens
+    )
     assert spec.train_tokens >= tokens > spec.tokens_before(spec.steps - 1)
     position = 0
     for step in range(spec.steps):
@@ -96,7 +109,14 @@ def test_paper_ladder_batch_doubling() -> None:
     """280B: 3,145,728 tokens a step, twice that from 150B tokens on; 300B tokens in 71,526 steps."""
     spec = dataclasses.replace(
         demo_spec(),
-        model=ModelSpec(n_layers=80, n_heads=128, d_head=128, d_model=16_384, vocab_size=demo_spec().tokenizer.vocab_size, context=2048),
+        model=ModelSpec(
+            n_layers=80,
+            n_heads=128,
+            d_head=128,
+            d_model=16_384,
+            vocab_size=demo_spec().tokenizer.vocab_size,
+            context=2048,
+        ),
         batch=BatchSpec(sequences=1536, double_at_tokens=150_000_000_000),
         tokens=300_000_000_000,
     )

@@ -43,14 +43,16 @@ def test_the_demo_ladder_has_its_shape(tmp_path: Path) -> None:
     demo = study(tmp_path, "sweep=demo")
     sizes = {r.spec.rung: params_non_embedding(r.spec.model) for r in demo.runs}
     assert len(sizes) >= 5 and list(sizes.values()) == sorted(sizes.values())
-    assert 50_000 <= min(sizes.values()) and max(sizes.values()) <= 2_100_000
+    assert min(sizes.values()) >= 50_000 and max(sizes.values()) <= 2_100_000
     seeds = [[r.spec.seed for r in demo.runs if r.spec.rung == rung] for rung in demo.rungs]
     assert sum(len(s) >= 2 for s in seeds) >= 2
     assert len({(r.spec.tokens, r.spec.data_key, r.spec.tokenizer_key) for r in demo.runs}) == 1
 
 
 def test_axes_multiply_and_seeds_come_from_the_command_line(tmp_path: Path) -> None:
-    runs = study(tmp_path, "sweep=demo", "rungs=[268k,601k]", "axes.seed=[1,2]", "axes.optim.lr=[0.001,0.002,0.004]").runs
+    runs = study(
+        tmp_path, "sweep=demo", "rungs=[268k,601k]", "axes.seed=[1,2]", "axes.optim.lr=[0.001,0.002,0.004]"
+    ).runs
     assert len(runs) == 2 * 2 * 3 and len({r.spec.key for r in runs}) == 12
     assert {(r.spec.rung, r.spec.seed, r.spec.optim.lr) for r in runs} == {
         (rung, seed, lr) for rung in ("268k", "601k") for seed in (1, 2) for lr in (0.001, 0.002, 0.004)
@@ -58,7 +60,13 @@ def test_axes_multiply_and_seeds_come_from_the_command_line(tmp_path: Path) -> N
 
 
 def test_group_axes_and_interpolated_axes_are_composed(tmp_path: Path) -> None:
-    runs = study(tmp_path, "sweep=demo", "rungs=[268k]", "axes.precision=[float32,mixed]", "axes.tokenizer.vocab_size=[1024,2048]").runs
+    runs = study(
+        tmp_path,
+        "sweep=demo",
+        "rungs=[268k]",
+        "axes.precision=[float32,mixed]",
+        "axes.tokenizer.vocab_size=[1024,2048]",
+    ).runs
     assert {(r.spec.precision.compute, r.spec.model.vocab_size, r.spec.tokenizer.vocab_size) for r in runs} == {
         (c, v, v) for c in ("float32", "bfloat16") for v in (1024, 2048)
     }
@@ -96,7 +104,9 @@ def test_keys_do_not_depend_on_places_or_placement(tmp_path: Path) -> None:
     first, second = write_text(tmp_path / "a" / "text"), write_text(tmp_path / "b" / "text")
     words = ["sweep=demo", "rungs=[54k]", "data=local", *TINY]
     one = study(tmp_path / "x", *words, f"data.path={first}")
-    two = study(tmp_path / "y", *words, f"data.path={second}", "placement.workers=2", "placement.checkpoint_every_steps=7")
+    two = study(
+        tmp_path / "y", *words, f"data.path={second}", "placement.workers=2", "placement.checkpoint_every_steps=7"
+    )
     assert [r.spec.key for r in one.runs] == [r.spec.key for r in two.runs]
 
 

@@ -49,7 +49,9 @@ def test_plan_of_the_paper_ladder_from_the_wheel(installed: Path, tmp_path: Path
 def test_the_wheel_is_what_ran(installed: Path, tmp_path: Path) -> None:
     code = "import sweeps.conf_dir as c; print(c.CONF_DIR)"
     env = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == str(installed / "sweeps" / "conf")
 
 
