@@ -89,7 +89,8 @@ def internal(law: Law, params: Mapping[str, float]) -> Array:
 def natural(law: Law, theta: Array) -> Array:
     """Internal vectors (last axis) as natural parameters."""
     mask = law.logged()
-    return np.where(mask, np.exp(np.where(mask, theta, 0.0)), theta)
+    with np.errstate(over="ignore"):  # a runaway resample is infinite, which is no error
+        return np.where(mask, np.exp(np.where(mask, theta, 0.0)), theta)
 
 
 def named(law: Law, theta: Array) -> dict[str, float]:

@@ -5,13 +5,17 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from pictures import all_figures, joint_fit, ladder_fit, ladder_points
 
+from analysis import isoflop_figures
 from analysis.design import suggest
 from analysis.findings import findings, headline
 from analysis.fit import FitSettings, dumps, fit, to_json
+from analysis.fit_figures import holdouts
+from analysis.points import points_from_file
 from analysis.report import report_html, write_report
 from analysis.rows import Points
 
@@ -58,7 +62,8 @@ def test_a_loss_that_does_not_fall_is_said():
 
 
 def test_a_law_that_the_data_cannot_carry_is_said_with_its_reasons():
-    result = fit(ladder_points(), FitSettings(law="chinchilla", bootstrap=0, sensitivity=False, holdout=0))
+    result = fit(ladder_points(), FitSettings(law="chinchilla", bootstrap=300, sensitivity=False, holdout=0))
+    assert len(result.samples) == 300
     warning = next(f for f in findings(result).findings if "do not determine" in f.text)
     assert warning.level == "warning" and "Chinchilla" in warning.text and warning.details
     assert "do not determine the Chinchilla law" in headline(result)
@@ -157,3 +162,29 @@ def test_everything_is_written_and_agrees_with_the_fit(tmp_path):
     first = path.read_bytes()
     write_report(result, result.points, [], tmp_path)
     assert path.read_bytes() == first
+
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "scaling_data"
+needs_published = pytest.mark.skipif(not SHARED.exists(), reason="published scaling data are not beside the repository")
+
+
+@needs_published
+def test_a_published_ladder_is_reported_as_it_is_known():
+    """Dense models of Clark et al. 2022: the offset law predicts 1.3B from five sizes 0.50 % too high, the plain law 1.16 % too low."""
+    points = points_from_file(SHARED / "dm_routing_final.csv", where="family=='Dense' and params_total==dense_params")
+    result = fit(points, FitSettings(law="power_law_offset", bootstrap=0, sensitivity=False, holdout=1))
+    assert "1.31B, predicted from the 5 smaller rungs: 2.25 [" in headline(result) and "inside" in headline(result)
+    table = next(f.table for f in (holdouts(result),) if f is not None)
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert row["error"] == "+0.50 %" and row["inside"] == "yes" and row["power law"] == "−1.2 %"
+
+
+@needs_published
+def test_published_isoflops_have_the_published_valleys():
+    points = points_from_file(
+        SHARED / "isoflops_openathena.csv", where="family=='epochai_chinchilla/massivetext/chinchilla'"
+    )
+    result = fit(points, FitSettings(law="isoflop", bootstrap=0, holdout=0))
+    valleys = isoflop_figures.valleys(result)
+    assert valleys is not None and len(valleys.table.rows) == 9
+    assert "Compute-optimal size grows as C to the power 0.495" in headline(result)
