@@ -52,6 +52,8 @@ a { color: var(--blue); }
   details::details-content { content-visibility: visible; block-size: auto; }
   summary { display: none; }
   .scroll { overflow: visible; }
+  table { font-size: 7.5pt; }
+  th, td { padding: 2px 7px 2px 0; }
   td { white-space: normal; }
 }
 """
