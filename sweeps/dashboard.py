@@ -73,7 +73,15 @@ def view_state(subsets: Sequence[str]) -> Json:
     ]
     names = (("scaling", "Scaling"), ("subsets", "By subset"), ("health", "Training health"))
     sections = [
-        {"uuid": uuid, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+        {
+            "uuid": uuid,
+            "name": name,
+            "display": True,
+            "isReordered": True,
+            "deleted": False,
+            "isGenerated": False,
+            "columns": 2,
+        }
         for uuid, name in names
     ]
     columns = ["params.`rung`", "params.`seed`", "params.`optim.lr`", "params.`model.n_params_nonemb`"]
