@@ -14,7 +14,7 @@ from analysis.chain import fit_chain
 from analysis.fit import fit
 from analysis.holdout import HoldOut
 from analysis.numbers import count, number, percent, with_interval
-from analysis.points import Points, points_from_file, points_from_mlflow
+from analysis.points import Points, curves_from_mlflow, points_from_file, points_from_mlflow
 from analysis.result import FitResult, FitSettings
 from analysis.table import read_frame, rename, select_rows
 from analysis.task_runs import TaskSettings, task_runs, task_runs_from_points
@@ -109,6 +109,8 @@ def read_points(request: FitRequest) -> Points:
         return points_from_file(request.points, request.where, request.columns, metric, request.bad_rows)
     if request.sweep is None or request.tracking_uri is None:
         raise UsageError("neither points nor a sweep is given; use points=FILE.csv or sweep=NAME")
+    if request.settings.law in ("envelope", "approach1"):  # the one law that reads whole training curves
+        return curves_from_mlflow(request.tracking_uri, request.sweep, "val/loss", request.where)
     metric = "final/val_loss" if request.metric == "auto" else request.metric
     return points_from_mlflow(request.tracking_uri, request.sweep, metric, request.where)
 
@@ -175,8 +177,12 @@ def print_law(r: FitResult, out: Console) -> None:
             f"scatter about the law {percent(100 * r.noise.prediction_sd_log)}, between seeds {seeds}", highlight=False
         )
     if r.holdout:
-        head = ("held out", "law", "from", "predicted", "95 % interval", "actual", "error", "inside")
-        out.print(grid("largest rungs predicted from smaller ones", head, [holdout_row(h) for h in r.holdout]))
+        head = ("held out", "from", "predicted", "95 % interval", "actual", "error", "inside")
+        out.print(
+            grid(
+                "largest rungs predicted from smaller ones", head, [holdout_row(h) for h in r.holdout if h.law == r.law]
+            )
+        )
     if r.predictions:
         out.print(grid("predictions", ("target", "loss", "95 % interval"), [prediction_row(p) for p in r.predictions]))
 
@@ -184,18 +190,18 @@ def print_law(r: FitResult, out: Console) -> None:
 def interval_cells(r: FitResult, name: str, value: float) -> tuple[str, str, str]:
     ci = r.ci.get(name)
     cells = [
-        with_interval(value, *ci[level]).partition(" ") if ci else (number(value), "", "") for level in ("95", "80")
+        with_interval(value, *ci[level], extra=1).partition(" ") if ci else (number(value), "", "")
+        for level in ("95", "80")
     ]
     return cells[0][0], cells[1][2], cells[0][2]
 
 
 def holdout_row(h: HoldOut) -> tuple[str, ...]:
-    shown = with_interval(h.predicted, *(h.interval95 or (None, None)))
-    value, _, bounds = shown.partition(" ")
+    low, high = h.interval95 or (None, None)
+    value, _, bounds = with_interval(h.predicted, low, high, extra=1).partition(" ")
     inside = "" if h.interval95 is None else "yes" if h.interval95[0] <= h.actual <= h.interval95[1] else "NO"
     return (
         h.rung,
-        h.law,
         f"{h.fitted_rungs} rungs",
         value,
         bounds,
@@ -206,7 +212,8 @@ def holdout_row(h: HoldOut) -> tuple[str, ...]:
 
 
 def prediction_row(p: Any) -> tuple[str, str, str]:
-    target = ", ".join(f"{k} {count(v) if k != 'flops' else f'{v:.3g}'}" for k, v in (p.inputs | p.derived).items())
+    shown = {k: v for k, v in (p.inputs | p.derived).items() if k != "loss_opt"}
+    target = ", ".join(f"{k} {count(v) if k != 'flops' else f'{v:.3g}'}" for k, v in shown.items())
     value, _, bounds = with_interval(p.mean, *(p.intervals.get("95") or (None, None))).partition(" ")
     return target, value, bounds
 
@@ -214,7 +221,7 @@ def prediction_row(p: Any) -> tuple[str, str, str]:
 def grid(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in header:
-        table.add_column(name)
+        table.add_column(name, overflow="fold", no_wrap=name != "reason")
     for row in rows:
         table.add_row(*row)
     return table

@@ -251,14 +251,16 @@ def optimise(
 
 
 def distinct(model: Model, t: Array, f: Array, w: Array, delta: float | None, floor: float) -> list[int]:
-    """Row numbers (sorted by objective) of separate minima: converged, positive curvature, objectives apart by more than 1e-6."""
+    """Row numbers of separate minima, best first: converged, positive curvature, exponents positive, objectives apart by more than 1e-6."""
     _, g, h = model.evaluate(t, w, delta, True)
     scale = np.sqrt(np.maximum(np.abs(np.einsum("bii->bi", h)), 1e-300))
     flat = np.linalg.norm(g / scale, axis=1) <= 1e-4 * np.sqrt(np.maximum(f, floor))
     convex = np.linalg.eigvalsh(h / (scale[:, :, None] * scale[:, None, :])).min(1) > 0
+    exponents = ~model.law.logged() if isinstance(model, SumModel) else np.zeros(len(model.law.parameters), bool)
+    sensible = np.asarray((model.to_theta(t)[:, exponents] > 0).all(1))
     kept = [0]
     for i in range(1, len(f)):
-        if flat[i] and convex[i] and f[i] > f[kept[-1]] * (1 + SAME) + floor:
+        if flat[i] and convex[i] and sensible[i] and f[i] > f[kept[-1]] * (1 + SAME) + floor:
             kept.append(i)
     return kept[:8]
 

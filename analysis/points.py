@@ -6,6 +6,7 @@ Three sources, one table. `analysis.rows` has the objects, `analysis.table` read
 
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 from analysis.rows import Array, Excluded, Point, Points
@@ -13,7 +14,9 @@ from analysis.selection import RunFacts, keep_sound_runs
 from analysis.table import in_order, points_from_file, points_from_frame, select_points
 from gopher.errors import SetupError, UsageError, did_you_mean
 
-__all__ = ["Array", "Excluded", "Point", "Points", "points_from_file", "points_from_frame", "points_from_mlflow"]
+__all__ = [
+    "Array", "Excluded", "Point", "Points", "curves_from_mlflow", "points_from_file", "points_from_frame", "points_from_mlflow",
+]  # fmt: skip
 
 
 def points_from_mlflow(tracking_uri: str, experiment: str, metric: str = "final/val_loss", where: str = "") -> Points:
@@ -34,14 +37,43 @@ def points_from_mlflow(tracking_uri: str, experiment: str, metric: str = "final/
     return Points(rows=in_order(points), excluded=(*excluded, *filtered), source=experiment, notes=notes)
 
 
+def curves_from_mlflow(tracking_uri: str, experiment: str, metric: str = "val/loss", where: str = "") -> Points:
+    """Every evaluation of every usable run as a point, with its own tokens and FLOPs (`val/tokens`, `val/flops`)."""
+    finals = points_from_mlflow(tracking_uri, experiment, where=where)
+    client = client_of(tracking_uri)
+    out = []
+    for p in finals:
+        series = {
+            name: {m.step: m.value for m in client.get_metric_history(p.mlflow_run, name)}
+            for name in (metric, "val/tokens", "val/flops")
+        }
+        for step in sorted(set.intersection(*map(set, series.values()))):
+            values = [positive(series[name][step]) for name in (metric, "val/tokens", "val/flops")]
+            if all(v is not None for v in values):
+                loss, tokens, flops = map(float, values)  # type: ignore[arg-type]
+                out.append(replace(p, loss=loss, loss_name=metric, tokens=tokens, flops=flops, step=step))
+    if len(out) < 2:
+        raise UsageError(
+            f"experiment '{experiment}' logged {len(out)} evaluation(s) of {metric} with val/tokens and val/flops; training curves need at least 2, so choose another law"
+        )
+    return Points(rows=in_order(tuple(out)), excluded=finals.excluded, source=experiment, notes=finals.notes)
+
+
+def client_of(tracking_uri: str) -> Any:
+    """An MLflow client that sends nothing anywhere else."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at import
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
 def training_runs(tracking_uri: str, experiment: str) -> list[Any]:
     """All runs tagged kind=train of the experiment, oldest first."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import: nothing is to be sent
-    from mlflow import MlflowClient
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at import
     from mlflow.exceptions import MlflowException
 
     try:
-        client = MlflowClient(tracking_uri=tracking_uri)
+        client = client_of(tracking_uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             known = [e.name for e in client.search_experiments(max_results=50) if e.name != "Default"]

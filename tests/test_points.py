@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from analysis.fit import FitSettings, fit
-from analysis.points import Point, Points, points_from_mlflow
+from analysis.points import Point, Points, curves_from_mlflow, points_from_mlflow
 from gopher.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
@@ -43,6 +43,13 @@ def log_run(client, experiment, rung, loss, *, seed=0, lr=1e-3, state="finished"
     }
     for name, value in (labels | (tags or {})).items():
         client.set_tag(run.info.run_id, name, value)
+    for i, share in enumerate((0.25, 0.5, 1.0) if loss and math.isfinite(loss) else ()):
+        for name, value in {
+            "val/loss": loss + 1 - share,
+            "val/tokens": 1e6 * share,
+            "val/flops": 18e6 * n * share,
+        }.items():
+            client.log_metric(run.info.run_id, name, value, step=25 * 2**i)
     if loss is not None:
         client.log_metric(run.info.run_id, "final/val_loss", loss, step=100)
         client.log_metric(run.info.run_id, "final/flops", 18e6 * n, step=100)
@@ -110,6 +117,14 @@ def test_points_keep_numbers_and_provenance(ladder):
         1e-3,
     )
     assert point.mlflow_run and point.unique_tokens is None
+
+
+def test_training_curves_of_a_sweep(ladder):
+    points = curves_from_mlflow(ladder, "ladder")
+    assert len(points) == 21 and points.clusters().max() == 6
+    curve = [(p.step, p.tokens, round(p.loss, 4)) for p in points if p.rung == "e"]
+    end = round(2.0 + 30 * 1.3e6**-0.3, 4)
+    assert curve == [(25, 2.5e5, round(end + 0.75, 4)), (50, 5e5, round(end + 0.5, 4)), (100, 1e6, end)]
 
 
 def test_auto_fit_from_mlflow_predicts_the_largest_rung(ladder):
