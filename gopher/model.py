@@ -77,16 +77,24 @@ class Block(nn.Module):
         return checkpoint(self.compute, x, use_reentrant=False, preserve_rng_state=False, **context)
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.output(self.attend(self.norm_1(x)))
-        return x + self.down(F.gelu(self.up(self.norm_2(x))))
+        r = self.distances(x.size(1), x.dtype, x.device)
+        attended = relative_attention(*self.project(x), r, self.u, self.v, 1 / math.sqrt(self.d_head), self.attention)
+        return self.finish(x, attended)
 
-    def attend(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, d = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4)
-        r = self.position(sinusoids(length, d, x.dtype, x.device)).view(length, self.n_heads, self.d_head)
-        scale = 1 / math.sqrt(self.d_head)
-        out = relative_attention(q, k, v, r.transpose(0, 1), self.u, self.v, scale, self.attention)
-        return out.transpose(1, 2).reshape(batch, length, d)
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values (B, H, T, d_head) of the block's input."""
+        q, k, v = self.qkv(self.norm_1(x)).view(*x.shape[:2], 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def distances(self, length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """W_R r of distances 0 .. length - 1, (H, length, d_head)."""
+        table = sinusoids(length, self.position.in_features, dtype, device)
+        return self.position(table).view(length, self.n_heads, self.d_head).transpose(0, 1)
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The block's output from its input and the attended values (B, H, T, d_head)."""
+        x = x + self.output(attended.transpose(1, 2).reshape(x.shape))
+        return x + self.down(F.gelu(self.up(self.norm_2(x))))
 
 
 def keep_products() -> Any:
@@ -111,14 +119,18 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """float32 logits (B, T, V); with `targets` (B, T) instead the cross-entropy in nats summed over targets >= 0."""
-        # sqrt(d), as in both public Transformer-XL codes: otherwise what the blocks write drowns the tied embedding from the start
-        x = F.embedding(tokens, self.embedding) * math.sqrt(self.spec.d_model)
+        x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
         if targets is None:
             return F.linear(x, self.embedding).float()
         return summed_loss(x.flatten(0, 1), self.embedding, targets.flatten())
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The blocks' input, scaled by sqrt(d) as in both public Transformer-XL codes."""
+        # otherwise what the blocks write drowns the tied embedding from the start
+        return F.embedding(tokens, self.embedding) * math.sqrt(self.spec.d_model)
 
 
 def summed_loss(x: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
