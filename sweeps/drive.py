@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gopher.errors import GopherError, SetupError
+from gopher.errors import GopherError, SetupError, UsageError
 from gopher.record import FAILED, FINISHED, QUEUED, STOPPED, RunFolder, RunState, holder, sign, try_lock
 from gopher.size import params_total, train_flops
 from sweeps import schedule
@@ -185,6 +185,14 @@ def stop_runs(backend: Backend, runs: list[PlannedRun], settings: Settings) -> N
 def failed_runs(study: Study, settings: Settings) -> list[str]:
     rows = run_rows(study, settings)
     return [f"{r.rung} seed {r.seed} ({r.key}): {r.reason or r.state}" for r in rows if r.state != FINISHED]
+
+
+def raise_if_all_alike(statuses: dict[str, Status]) -> None:
+    """When everything that was lost had one cause in the configuration or on the machine, that sentence is the command's own."""
+    lost = [s for s in statuses.values() if s.phase == schedule.LOST]
+    kinds = {UsageError.exit_code: UsageError, SetupError.exit_code: SetupError}
+    if lost and len({(s.exit_code, s.reason) for s in lost}) == 1 and lost[0].exit_code in kinds:
+        raise kinds[lost[0].exit_code](str(lost[0].reason))
 
 
 def raise_if_failed(study: Study, settings: Settings) -> None:

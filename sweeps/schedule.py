@@ -40,6 +40,7 @@ class Event:
     ok: bool
     reason: str | None = None
     retry: bool = False
+    exit_code: int = 1  # of the command if this is what ends it: 2 configuration, 3 machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Status:
     phase: str = WAITING
     attempts: int = 0
     reason: str | None = None
+    exit_code: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def apply(statuses: Mapping[str, Status], event: Event, max_attempts: int) -> di
     elif event.retry and before.attempts < max_attempts:
         after = Status(phase=WAITING, attempts=before.attempts, reason=event.reason)
     else:
-        after = Status(phase=LOST, attempts=before.attempts, reason=event.reason)
+        after = Status(phase=LOST, attempts=before.attempts, reason=event.reason, exit_code=event.exit_code)
     return {**statuses, event.key: after}
 
 
@@ -98,7 +100,9 @@ def doom(tasks: Sequence[Task], statuses: Mapping[str, Status]) -> dict[str, Sta
     for task in tasks:
         lost = [n for n in task.needs if out[n].phase == LOST]
         if out[task.key].phase == WAITING and lost:
-            out[task.key] = Status(phase=LOST, attempts=out[task.key].attempts, reason=out[lost[0]].reason)
+            cause = out[lost[0]]
+            attempts = out[task.key].attempts
+            out[task.key] = Status(phase=LOST, attempts=attempts, reason=cause.reason, exit_code=cause.exit_code)
     return out
 
 

@@ -113,7 +113,7 @@ def cannot_listen(port: int) -> str | None:
     try:
         socket.create_server((HOST, port)).close()
     except OSError as error:
-        return (error.strerror or str(error)).lower()
+        return os.strerror(error.errno).lower() if error.errno else str(error)
     return None
 
 

@@ -2,18 +2,28 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from studies import TINY, write_text
 
 from gopher.data import prepare
-from gopher.errors import GopherError, SetupError
+from gopher.errors import GopherError, SetupError, UsageError
 from gopher.record import FAILED, FINISHED, RunFolder
 from gopher.train import train
 from sweeps.backends import DataJob, TrainJob
 from sweeps.compose import compose, hydra_session
-from sweeps.drive import check_space, failed_runs, make_folders, run_tasks, sole_driver, tasks_of, unfinished
+from sweeps.drive import (
+    check_space,
+    failed_runs,
+    make_folders,
+    raise_if_all_alike,
+    run_tasks,
+    sole_driver,
+    tasks_of,
+    unfinished,
+)
 from sweeps.schedule import Capacity, Event, Task
 from sweeps.screen import Screen
 from sweeps.settings import Settings, settings_of
@@ -42,7 +52,7 @@ class InProcess:
                 train(RunFolder(job.folder))
             self.events.append(Event(key=task.key, ok=True))
         except GopherError as error:
-            self.events.append(Event(key=task.key, ok=False, reason=str(error), retry=False))
+            self.events.append(Event(key=task.key, ok=False, reason=str(error), exit_code=error.exit_code))
 
     def poll(self) -> list[Event]:
         events, self.events = self.events, []
@@ -99,6 +109,22 @@ def test_a_run_that_always_crashes_is_failed_with_its_reason(tiny: tuple[Study, 
     row = run_rows(study, settings)[0]
     assert row.state == FAILED and row.reason == "a worker died"
     assert "a worker died" in failed_runs(study, settings)[0]
+
+
+def test_one_cause_in_the_configuration_is_the_commands_own_error(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    run = study.runs[0]
+    wide = replace(
+        run.spec,
+        tokenizer=replace(run.spec.tokenizer, vocab_size=60_000),
+        model=replace(run.spec.model, vocab_size=60_000),
+    )
+    make_folders([replace(run, spec=wide)], settings)
+    statuses = run_tasks(study, [replace(run, spec=wide)], settings, InProcess(), Screen("test", live=False))
+    with pytest.raises(
+        UsageError, match="tokenizer.vocab_size is 60000, more than the training text can give; set .* to at most"
+    ):
+        raise_if_all_alike(statuses)
 
 
 def test_a_gang_larger_than_the_cluster_is_refused_before_anything_starts(tiny: tuple[Study, Settings]) -> None:

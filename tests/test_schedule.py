@@ -51,8 +51,8 @@ def test_a_crash_is_retried_within_its_budget_and_a_configuration_error_never() 
 
 def test_what_needs_a_lost_task_is_lost_with_its_reason() -> None:
     tasks = ladder(1)
-    statuses = doom(tasks, {"d": Status(phase=LOST, reason="no text"), "r0": Status()})
-    assert statuses["r0"].phase == LOST and statuses["r0"].reason == "no text" and settled(statuses)
+    statuses = doom(tasks, {"d": Status(phase=LOST, reason="no text", exit_code=2), "r0": Status()})
+    assert statuses["r0"] == Status(phase=LOST, reason="no text", exit_code=2) and settled(statuses)
 
 
 def test_impossible_gangs_are_named() -> None:

@@ -125,7 +125,8 @@ class RayBackend:
             self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            return Event(key=key, ok=False, reason=first_line(cause), retry=not isinstance(cause, GopherError))
+            code = cause.exit_code if isinstance(cause, GopherError) else 1
+            return Event(key=key, ok=False, reason=first_line(cause), retry=code == 1, exit_code=code)
         except self.ray.exceptions.RayError as error:
             return Event(key=key, ok=False, reason=first_line(error), retry=True)
         return Event(key=key, ok=True)
@@ -212,7 +213,7 @@ class Gang:
         if ready:
             outcome = self.ray.get(ready[0])
             self.closed = self.shape[0] > 1 and not outcome["ok"]
-            self._settle(Event(key=self.key, ok=outcome["ok"], reason=outcome["reason"], retry=outcome["retry"]))
+            self._settle(Event(key=self.key, **outcome))
         elif self._error:
             self.closed = True
             state = RunFolder(self.folder).state()
@@ -300,8 +301,7 @@ def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
         try:
             state = train(folder, rank=rank, world=world, should_stop=folder.stop_requested)
         except GopherError as error:
-            retry = isinstance(error, SetupError)
-            return {"ok": False, "reason": str(error), "retry": retry}
+            return {"ok": False, "reason": str(error), "retry": False, "exit_code": error.exit_code}
     return {"ok": state.state == FINISHED, "reason": state.reason, "retry": False}
 
 

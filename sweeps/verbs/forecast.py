@@ -72,7 +72,7 @@ def target_of(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any]
             for r in load_study(compose, [*overrides, f"rungs=[{','.join(rungs)}]"]).runs
             if r.spec.rung == given["rung"]
         ]
-        size = {
+        size: dict[str, float] = {
             "params_total": params_total(runs[0].model),
             "params_non_embedding": params_non_embedding(runs[0].model),
         }

@@ -11,6 +11,7 @@ from sweeps.drive import (
     Mirror,
     check_space,
     make_folders,
+    raise_if_all_alike,
     raise_if_failed,
     run_tasks,
     sole_driver,
@@ -67,13 +68,14 @@ def run_on_ray(study: Study, missing: list[PlannedRun], settings: Settings, scre
     )
     backend = RayBackend(settings.cluster, settings.root / "ray")
     try:
-        run_tasks(study, missing, settings, backend, screen)
+        statuses = run_tasks(study, missing, settings, backend, screen)
     except KeyboardInterrupt:
         screen.say("stopping: runs write a checkpoint first; Ctrl-C again to leave at once")
         stop_runs(backend, missing, settings)
         raise
     finally:
         backend.close()
+    raise_if_all_alike(statuses)
 
 
 def report_end(study: Study, settings: Settings) -> int:
