@@ -116,7 +116,7 @@ def test_one_cause_in_the_configuration_is_the_commands_own_error(tiny: tuple[St
     run = study.runs[0]
     wide = replace(
         run.spec,
-        tokenizer=replace(run.spec.tokenizer, vocab_size=60_000),
+        tokenizer=replace(run.spec.tokenizer, vocab_size=60_000, algorithm="unigram"),
         model=replace(run.spec.model, vocab_size=60_000),
     )
     make_folders([replace(run, spec=wide)], settings)
