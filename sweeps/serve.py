@@ -6,6 +6,7 @@ The server never listens on anything but 127.0.0.1; to look from another machine
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any
 
 from gopher.errors import SetupError, UsageError
 from sweeps.dashboard import dashboard_url
+from sweeps.track import without_password
 
 HOST = "127.0.0.1"
 START_SECONDS = 180.0  # usually 5 to 20; longer on a machine that is busy training
@@ -54,7 +56,7 @@ def show_dashboard(
             server.wait()
         except KeyboardInterrupt:
             return
-        raise SetupError(f"the MLflow server has ended ({last_line(root)}); start it again with gopher ui")
+        raise SetupError(f"the MLflow server has ended ({last_words(root)}); start it again with gopher ui")
 
 
 def check_store(uri: str, sweep: str) -> None:
@@ -122,7 +124,7 @@ def wait_until_healthy(port: int, server: "subprocess.Popen[bytes]", root: Path)
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise SetupError(
-                f"the MLflow server did not start ({last_line(root)}); {log_file(root)} has the whole story"
+                f"the MLflow server did not start ({last_words(root)}); {log_file(root)} has the whole story"
             )
         try:
             with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=ANSWER_SECONDS):
@@ -157,9 +159,11 @@ def log_file(root: Path) -> Path:
     return root / "mlflow-server.log"
 
 
-def last_line(root: Path) -> str:
-    lines = log_file(root).read_text("utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "it said nothing"
+def last_words(root: Path) -> str:
+    """Why the server ended: the last exception in its log, or its last line."""
+    lines = log_file(root).read_text("utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+    causes = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt): ", line)]
+    return without_password(causes[-1] if causes else lines[-1])[:300]
 
 
 # ---- questions to a server, without loading mlflow

@@ -474,16 +474,14 @@ class Tracker:
         write_atomic(path, json.dumps(notes | {self._place: note}, sort_keys=True) + "\n")
 
 
-def without_password(uri: str) -> str:
-    """The URI for people: user:password@ becomes user@."""
-    scheme, _, rest = uri.partition("://")
-    head, at, host = rest.rpartition("@")
-    return f"{scheme}://{head.split(':')[0]}{at}{host}" if at else uri
+def without_password(text: str) -> str:
+    """Text for people: user:password@ of any address in it becomes user@."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1@", text)
 
 
 def told(error: BaseException) -> str:
-    """The first line of an error for people, cut, with passwords in addresses taken out."""
-    text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1@", str(error).strip().split("\n")[0])
+    """The first line of an error for people, cut, without passwords."""
+    text = without_password(str(error).strip().split("\n")[0])
     return text[:200] if text else type(error).__name__
 
 
