@@ -12,6 +12,16 @@ from typing import Any
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 LADDER_VIEW, RUNG_VIEW = "ladder", "rungs"
+SECTIONS = {"scaling": "Scaling", "subsets": "By subset", "health": "Training health"}
+COLUMNS = {  # of the run table, with widths in pixels: the page cuts numbers that do not fit
+    "metrics.`final/val_loss`": 160,
+    "metrics.`final/val_bpb`": 160,
+    "metrics.`final/log10_flops`": 160,
+    "metrics.`final/train_seconds`": 160,
+    "params.`model.n_params_nonemb`": 180,
+    "params.`train.tokens`": 110,
+    "params.`optim.lr`": 90,
+}
 
 Json = dict[str, Any]
 
@@ -71,26 +81,6 @@ def view_state(subsets: Sequence[str]) -> Json:
         line("train/lr", "train/tokens", "health", "Learning rate vs tokens"),
         line("perf/tokens_per_s", "train/tokens", "health", "Tokens per second"),
     ]
-    names = (("scaling", "Scaling"), ("subsets", "By subset"), ("health", "Training health"))
-    sections = [
-        {
-            "uuid": uuid,
-            "name": name,
-            "display": True,
-            "isReordered": True,
-            "deleted": False,
-            "isGenerated": False,
-            "columns": 2,
-        }
-        for uuid, name in names
-    ]
-    columns = ["params.`rung`", "params.`seed`", "params.`optim.lr`", "params.`model.n_params_nonemb`"]
-    columns += [
-        "metrics.`final/val_loss`",
-        "metrics.`final/val_bpb`",
-        "metrics.`final/flops`",
-        "metrics.`final/train_seconds`",
-    ]
     return {
         "searchFilter": "tags.kind = 'train'",
         "orderByKey": "metrics.`final/val_loss`",  # sorting by a metric flattens the tree, else children hide in their parent
@@ -99,18 +89,18 @@ def view_state(subsets: Sequence[str]) -> Json:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": {},
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
         "runsVisibilityMap": {},
-        "runsHiddenMode": "SHOWALL",
+        "runsHiddenMode": "SHOW_ALL",
         "viewMaximized": False,
         "runListHidden": False,
         "compareRunCharts": [chart | {"uuid": f"chart-{i}"} for i, chart in enumerate(charts)],
-        "compareRunSections": sections,
+        "compareRunSections": [section(uuid, name) for uuid, name in SECTIONS.items()],
         "isAccordionReordered": True,
         "hideEmptyCharts": True,
         "useGroupedValuesInCharts": False,
@@ -119,6 +109,12 @@ def view_state(subsets: Sequence[str]) -> Json:
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
+
+
+def section(uuid: str, name: str) -> Json:
+    """A heading with its charts, two in a row: three are too narrow beside the run list and an open side pane."""
+    shown = {"uuid": uuid, "name": name, "display": True, "columns": 2, "cardHeight": 300}
+    return shown | {"isReordered": True, "deleted": False, "isGenerated": False}
 
 
 def line(y: str, x: str, section: str, title: str) -> Json:
