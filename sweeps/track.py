@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import re
+import statistics
 import sys
 import threading
 import time
@@ -44,6 +45,7 @@ ENVIRONMENT = {
 BACK_OFF_SECONDS = 10.0  # how long a server that did not answer is left alone
 FLUSH_SECONDS = 2.0  # between two attempts at the end of a launch
 LIVE = {QUEUED: "SCHEDULED", RUNNING: "RUNNING"}
+NOTE_CHARACTERS = 8000
 MISSING_SHOWN = 20  # metrics named in the tag of missing numbers
 ENDED = {FINISHED: "FINISHED", FAILED: "FAILED", STOPPED: "KILLED"}
 
@@ -183,6 +185,39 @@ def unread(log: Path, offset: int) -> bytes:
     except FileNotFoundError:
         return b""
     return rest[: rest.rfind(b"\n") + 1]
+
+
+def results_table(points: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown table of a fit's points for people: one row a rung and learning rate, seeds averaged, smallest first."""
+    from analysis.numbers import MISSING, count, power_of_ten
+
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for p in sorted(points, key=lambda p: (p.get("params_non_embedding") or 0, p.get("learning_rate") or 0)):
+        groups.setdefault((p.get("rung"), p.get("learning_rate")), []).append(p)
+    lines = [
+        "| rung | params (non-embedding) | tokens | FLOPs | learning rate | seeds | loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (rung, rate), same in groups.items():
+        losses = [p["loss"] for p in same]
+        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        size = [
+            count(same[0].get("params_non_embedding")),
+            count(same[0].get("tokens")),
+            power_of_ten(same[0].get("flops")),
+        ]
+        told_rate = MISSING if rate is None else f"{rate:g}"
+        cells = [rung or MISSING, *size, told_rate, str(len(same)), f"{statistics.fmean(losses):.4f}{spread}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def note_of(text: str, points: Sequence[Mapping[str, Any]]) -> str:
+    """The note with its results table, whole lines only: MLflow cuts a run's note without a word at 8,000 characters."""
+    whole = f"{text}\n\n{results_table(points)}" if points else text
+    if len(whole) <= NOTE_CHARACTERS:
+        return whole
+    return whole[: whole.rfind("\n", 0, NOTE_CHARACTERS - 2)] + "\n…"
 
 
 # ---- the writer
@@ -444,8 +479,9 @@ class Tracker:
             self._client.log_artifacts(target, str(folder), "report")
         self._client.set_terminated(run_id, "FINISHED")
         text = note.replace("{parent}", self._parent).replace("{experiment}", self._experiment)
-        self._client.set_tag(self._parent, "mlflow.note.content", text[:8000])
-        self._client.set_experiment_tag(self._experiment, "mlflow.note.content", text[:8000])
+        text = note_of(text, fit.get("points", []))
+        self._client.set_tag(self._parent, "mlflow.note.content", text)
+        self._client.set_experiment_tag(self._experiment, "mlflow.note.content", text)
         return run_id
 
     # ---- notes in the run folders

@@ -34,6 +34,8 @@ from sweeps.track import (
     data_params,
     fresh_rows,
     missing_text,
+    note_of,
+    results_table,
     run_params,
     run_tags,
     told,
@@ -138,6 +140,28 @@ def test_a_half_written_line_waits(tmp_path: Path) -> None:
     log.write_bytes(log_line(1, loss=5.0) + b'{"step": 2, "me')
     assert unread(log, 0) == log_line(1, loss=5.0)
     assert unread(log, len(log_line(1, loss=5.0))) == b""
+
+
+POINTS = [
+    {"rung": r, "params_non_embedding": n, "tokens": 1e6, "flops": 1.2e13, "learning_rate": 0.01, "loss": loss}
+    for r, n, loss in (("1_3m", 1.28e6, 3.88), ("54k", 53_792.0, 4.85), ("54k", 53_792.0, 4.86))
+]
+
+
+def test_the_results_table_is_for_people() -> None:
+    table = results_table([*POINTS, {"rung": "", "loss": 3.5, "params_non_embedding": None}])
+    assert table.splitlines()[2:] == [
+        "| – | – | – | – | – | 1 | 3.5000 |",
+        "| 54k | 54k | 1.0M | 1.2×10¹³ | 0.01 | 2 | 4.8550 ± 0.0071 |",
+        "| 1_3m | 1.3M | 1.0M | 1.2×10¹³ | 0.01 | 1 | 3.8800 |",
+    ]
+
+
+def test_a_long_note_ends_with_a_whole_line() -> None:
+    points = [{"rung": f"r{i}", "loss": 3.0, "learning_rate": 0.01} for i in range(500)]
+    note = note_of("Loss falls", points)
+    assert len(note) <= 8000 and note.endswith(" |\n…") and note.startswith("Loss falls\n")
+    assert note_of("Loss falls", []) == "Loss falls"
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///data/mlruns", "mlruns"])
@@ -322,12 +346,14 @@ def test_a_report_lands_on_the_sweep(tracker: Callable[[], Tracker], tmp_path: P
     (tmp_path / "figures" / "loss.png").write_bytes(b"\x89PNG")
     (tmp_path / "report.html").write_text("<html></html>")
     note = "Loss falls\n\n![curve](get-artifact?path=report/figures/loss.png&run_uuid={parent})"
-    run_id = writer.log_report({"law": "power_law"}, tmp_path, note, {"fit/alpha": 0.1, "fit/E": float("nan")})
+    run_id = writer.log_report(
+        {"law": "power_law", "points": POINTS}, tmp_path, note, {"fit/alpha": 0.1, "fit/E": float("nan")}
+    )
     (fit,), (parent,) = train_runs(writer, kind="fit"), train_runs(writer, kind="sweep")
     assert fit.info.run_id == run_id and fit.data.metrics == {"fit/alpha": 0.1}
     assert fit.data.tags["mlflow.parentRunId"] == parent.info.run_id
     shown = parent.data.tags["mlflow.note.content"]
-    assert shown.startswith("Loss falls\n") and f"run_uuid={parent.info.run_id})" in shown
+    assert shown.startswith("Loss falls\n") and f"run_uuid={parent.info.run_id})" in shown and "| 54k | 54k |" in shown
     for run in (fit, parent):
         assert "report/report.html" in [f.path for f in client_of(writer).list_artifacts(run.info.run_id, "report")]
 
