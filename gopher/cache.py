@@ -1,0 +1,208 @@
+"""Forward passes that continue: keys and values are kept, so that new tokens cost only themselves.
+
+Transformer-XL scores depend on the distance of two positions, never on where they stand. So keys and values are
+cached as they are, nothing is rotated, and one table W_R r per layer, made once per weights, serves every length.
+Work is laid out head first, (H, B, T, d_head), as in `gopher.attention`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gopher.attention import QUERY_ROWS, causal_mask, product, relative_attention, shifted_view
+from gopher.errors import UsageError
+from gopher.model import Block, Transformer
+
+HIDDEN = -1e30  # score of a key that must not be seen; finite, so that a row of padding stays finite too
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Cache:
+    """Keys and values of `length` columns for a batch of rows, behind an optional prefix that all rows share.
+
+    With `starts`, row b is right-aligned: its columns before `starts[b]` are padding (then there is no prefix, which
+    the padding would move away from the row).
+    """
+
+    store: torch.Tensor  # (layers, 2, H, rows, room, d_head)
+    length: int = 0
+    prefix: "Cache | None" = None  # of one row
+    starts: torch.Tensor | None = None
+
+    @staticmethod
+    def empty(model: Transformer, rows: int, room: int, prefix: "Cache | None" = None) -> "Cache":
+        """A cache for `rows` sequences with room for `room` columns; it grows when they are used up."""
+        spec = model.spec
+        return Cache(
+            store=model.embedding.new_empty(spec.n_layers, 2, spec.n_heads, rows, room, spec.d_head), prefix=prefix
+        )
+
+    @property
+    def total(self) -> int:
+        """Columns that the next token sees, the prefix included."""
+        return self.length + (self.prefix.total if self.prefix else 0)
+
+    def reserve(self, columns: int) -> None:
+        """Make room for `columns` more, at least doubling."""
+        room, needed = self.store.size(4), self.length + columns
+        if needed > room:
+            wider = self.store.new_empty(*self.store.shape[:4], max(2 * room, needed), self.store.size(5))
+            wider[..., : self.length, :] = self.store[..., : self.length, :]
+            self.store = wider
+
+    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write the next columns of one layer; `length` moves when all layers are written."""
+        columns = slice(self.length, self.length + keys.size(2))
+        self.store[layer, 0, :, :, columns] = keys
+        self.store[layer, 1, :, :, columns] = values
+
+    def spans(self, layer: int, columns: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(keys, values) of the prefix, if any, and of the first `columns` own columns."""
+        before = self.prefix.spans(layer, self.prefix.length) if self.prefix else []
+        return [*before, (self.store[layer, 0, :, :, :columns], self.store[layer, 1, :, :, :columns])]
+
+    def select(self, rows: torch.Tensor) -> "Cache":
+        """A copy with the given rows, which may repeat."""
+        starts = None if self.starts is None else self.starts[rows]
+        return Cache(store=self.store[:, :, :, rows], length=self.length, prefix=self.prefix, starts=starts)
+
+    def cut(self, ends: torch.Tensor) -> "Cache":
+        """Row b without its columns from `ends[b]` on: shortened in place for one row, else a copy right-aligned again."""
+        starts = torch.zeros_like(ends) if self.starts is None else self.starts
+        sizes = ends - starts
+        length = int(sizes.max())
+        if bool((ends == length).all()):
+            self.length = length
+            return self
+        columns = torch.arange(length, device=ends.device) - length + ends[:, None]
+        index = columns.clamp_(min=0)[:, :, None].expand(-1, -1, self.store.size(5))
+        store = self.store.gather(4, index.expand(*self.store.shape[:3], *index.shape))
+        return Cache(store=store, length=length, starts=padding_starts(length - sizes))
+
+
+def padding_starts(starts: torch.Tensor) -> torch.Tensor | None:
+    """`starts`, or None when no row is padded."""
+    return starts if bool(starts.any()) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where new tokens stand when they are branches of trees: per row, query and key, (B, n, total)."""
+
+    distance: torch.Tensor  # int64, any value where the key is hidden
+    mask: torch.Tensor  # added to scores: 0 for the token itself and its ancestors, else HIDDEN
+
+    def block(self, rows: slice, seen: int) -> "Places":
+        return Places(distance=self.distance[:, rows, :seen], mask=self.mask[:, rows, :seen])
+
+
+class Reader:
+    """A model for inference with its distance tables; make a new one when the weights change."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model.eval()
+        self.device = model.embedding.device
+        head = model.embedding.detach()
+        self.head = head.float() if head.dtype == torch.bfloat16 else head  # bfloat16 logits are off by 0.4 %
+        self.tables: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def read(self, tokens: torch.Tensor, cache: Cache, places: Places | None = None) -> torch.Tensor:
+        """Final hidden states (B, n, d_model) of new `tokens` (B, n), which are added to the cache.
+
+        They follow the cache one after another, unless `places` puts them in trees.
+        """
+        count = tokens.size(1)
+        cache.reserve(count)
+        self.cover(cache.total + count)
+        x = self.model.embed(tokens.to(self.device))
+        for layer, block in enumerate(self.model.blocks):
+            assert isinstance(block, Block)
+            q, k, v = block.project(x)
+            cache.append(layer, k.transpose(0, 1), v.transpose(0, 1))
+            if cache.total == 0 and cache.starts is None and places is None:
+                attended = self.first(block, layer, q, k, v)
+            else:
+                attended = self.next(block, layer, q.transpose(0, 1), cache, places).transpose(0, 1)
+            x = block.finish(x, attended)
+        cache.length += count
+        return self.model.norm(x)
+
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 logits of hidden states (float64 for a float64 model)."""
+        return hidden.to(self.head.dtype) @ self.head.t()
+
+    def cover(self, length: int) -> None:
+        """Make the tables reach distance length - 1: (H, room + 1, d_head) per layer, descending, the last row padding."""
+        room = self.tables[0].size(1) - 1 if self.tables else 0
+        if length > room:
+            room = max(length, self.model.spec.context, 2 * room)
+            dtype, blocks = self.model.embedding.dtype, self.model.blocks
+            distances: Any = [block.distances(room, dtype, self.device) for block in blocks]  # type: ignore[operator]
+            self.tables = [F.pad(r.flip(1), (0, 0, 0, 1)) for r in distances]
+
+    def first(self, block: Block, layer: int, q: Any, k: Any, v: Any) -> torch.Tensor:
+        """Attended values of the first tokens of all rows: the same attention as in training."""
+        r = self.tables[layer][:, -q.size(2) - 1 : -1].flip(1)
+        return relative_attention(q, k, v, r, block.u, block.v, 1 / math.sqrt(block.d_head), block.attention)
+
+    def next(self, block: Block, layer: int, q: torch.Tensor, cache: Cache, places: Places | None) -> torch.Tensor:
+        """Attended values (H, B, n, d_head), by blocks of queries that see the columns up to their own last one."""
+        scale = 1 / math.sqrt(block.d_head)
+        query_u, query_v = ((q + bias[:, None, None]) * scale for bias in (block.u, block.v))
+        outputs = []
+        for begin in range(0, q.size(2), QUERY_ROWS):
+            rows = slice(begin, min(begin + QUERY_ROWS, q.size(2)))
+            seen = cache.total + rows.stop
+            position = position_scores(query_v[:, :, rows], self.tables[layer][:, -seen - 1 :])
+            scores = by_key(position, places and places.block(rows, seen))
+            if cache.starts is not None:
+                scores += (torch.arange(seen, device=self.device) < cache.starts[:, None, None]) * HIDDEN
+            outputs.append(mix(scores, query_u[:, :, rows], cache.spans(layer, cache.length + rows.stop)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def position_scores(query_v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """(H, B, n, seen + 1): scores by distance, seen - 1 down to 0, and one pad column."""
+    n_heads, batch, count, width = query_v.shape
+    return product(query_v.reshape(n_heads, -1, width), table.transpose(1, 2)).view(n_heads, batch, count, -1)
+
+
+def by_key(position: torch.Tensor, places: Places | None) -> torch.Tensor:
+    """Scores by distance (H, B, n, seen + 1) as masked scores by key (H, B, n, seen)."""
+    n_heads, batch, count, seen = position.size(0), position.size(1), position.size(2), position.size(3) - 1
+    if places is not None:
+        column = (seen - 1 - places.distance).clamp_(0, seen - 1)
+        return position.gather(3, column.expand(n_heads, -1, -1, -1)) + places.mask
+    shifted = shifted_view(position.view(n_heads * batch, -1), count, seen).view(n_heads, batch, count, seen)
+    return shifted + causal_mask(count, seen, position.dtype, position.device) if count > 1 else shifted
+
+
+def mix(scores: torch.Tensor, query_u: torch.Tensor, spans: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Softmax of position plus content scores over the keys of all spans, times their values: (H, B, n, d_head)."""
+    sizes = [keys.size(2) for keys, _ in spans]
+    for part, (keys, _) in zip(scores.split(sizes, dim=3), spans, strict=True):
+        part += by_row(product, query_u, keys.transpose(2, 3))
+    weights = torch.softmax(scores, dim=-1).to(query_u.dtype).split(sizes, dim=3)
+    mixed = [by_row(torch.bmm, part, values) for part, (_, values) in zip(weights, spans, strict=True)]
+    return sum(mixed[1:], start=mixed[0])
+
+
+def by_row(multiply: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a (H, B, n, x) times b (H, B or 1, x, y); a shared b is read once, not copied for every row."""
+    n_heads, batch, count, _ = a.shape
+    rows = n_heads if b.size(1) == 1 else n_heads * batch
+    return multiply(a.reshape(rows, -1, a.size(3)), b.reshape(rows, *b.shape[2:])).view(n_heads, batch, count, -1)
+
+
+def check_tokens(tokens: torch.Tensor, model: Transformer) -> None:
+    """Refuse ids that the model has no embedding for."""
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < model.spec.vocab_size:
+        worst = int(tokens.max()) if int(tokens.min()) >= 0 else int(tokens.min())
+        raise UsageError(
+            f"token id {worst} is outside the model's vocabulary of {model.spec.vocab_size}; encode the text with the run's own tokenizer"
+        )
