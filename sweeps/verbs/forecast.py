@@ -38,9 +38,9 @@ def freeze(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], s
     from analysis.command import read_points
     from analysis.forecast_files import save
 
+    target = target_of(compose, overrides, tree)
     request = fit_request(tree, settings)
     code = {"commit": str(code_state().commit), "dirty": str(code_state().dirty), **versions()}
-    target = target_of(compose, overrides, tree)
     frozen = forecasts.freeze(
         read_points(request),
         target,
