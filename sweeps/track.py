@@ -21,12 +21,13 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gopher.errors import SetupError, UsageError
+from gopher.errors import GopherError, SetupError, UsageError
 from gopher.identity import content_hash
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState, write_atomic
 from gopher.size import FLOPS_CONVENTION, params_non_embedding, params_total, train_flops
@@ -263,7 +264,7 @@ class Tracker:
         """Experiment and parent run, made if missing; the parent's id. Raises `SetupError` when MLflow can't be reached."""
         mlflow = import_mlflow()
         own_files = not self.uri.startswith(("http://", "https://"))  # a database has no place for artifacts
-        try:
+        with self._telling("start it, mend tracking.uri, or leave tracking.uri unset for sqlite"):
             self._client = mlflow.MlflowClient(self.uri)
             found = self._client.get_experiment_by_name(self.sweep)
             if found is not None and found.lifecycle_stage == "deleted":
@@ -280,7 +281,14 @@ class Tracker:
             self._known = self._find_runs()
             for key, value in {"mlflow.experimentKind": "custom_model_development", "sweep.id": self.sweep}.items():
                 self._client.set_experiment_tag(self._experiment, key, value)
-        except UsageError:
+        return self._parent
+
+    @contextmanager
+    def _telling(self, cure: str) -> Iterator[None]:
+        """Whatever MLflow throws, said in one sentence with the cure."""
+        try:
+            yield
+        except GopherError:
             raise
         except ImportError as error:
             raise SetupError(
@@ -289,9 +297,8 @@ class Tracker:
             ) from None
         except Exception as error:
             raise SetupError(
-                f"MLflow at {without_password(self.uri)} could not be reached ({told(error)}); start it, mend tracking.uri, or leave tracking.uri unset for sqlite"
+                f"MLflow at {without_password(self.uri)} could not be reached ({told(error)}); {cure}"
             ) from None
-        return self._parent
 
     def _find_parent(self) -> str | None:
         found = self._client.search_runs([self._experiment], "tags.kind = 'sweep'", max_results=1)
@@ -457,31 +464,33 @@ class Tracker:
 
     def log_folder(self, folder: Path, place: str) -> None:
         """A folder's files onto the sweep's parent run, under the artifact folder `place`."""
-        self._client.log_artifacts(self._parent, str(folder), place)
+        if folder.is_dir():
+            with self._telling(f"the files are in {folder}, the same command logs them"):
+                self._client.log_artifacts(self._parent, str(folder), place)
 
     def log_report(self, fit: dict[str, Any], folder: Path, note: str, metrics: dict[str, float]) -> str:
         """A nested run of kind=fit with the report's files; the parent gets them too, with `note` as its description.
 
-        In `note`, {parent} stands for the parent's run id, so that it can embed the curve.
+        In `note`, {parent} and {experiment} stand for their ids, so that it can embed the curve; a results table is added.
         """
+        text = note.replace("{parent}", self._parent).replace("{experiment}", self._experiment)
+        text = note_of(text, fit.get("points", []))
+        with self._telling(f"the report is in {folder}, the same command logs it"):
+            run_id = self._make_fit_run(f"fit-{fit.get('law')}", metrics)
+            for target in (run_id, self._parent):
+                self._client.log_artifacts(target, str(folder), "report")
+            self._client.set_terminated(run_id, "FINISHED")
+            self._client.set_tag(self._parent, "mlflow.note.content", text)
+            self._client.set_experiment_tag(self._experiment, "mlflow.note.content", text)
+        return run_id
+
+    def _make_fit_run(self, name: str, metrics: Mapping[str, float]) -> str:
         from mlflow.entities import Metric
 
-        tags = {
-            "kind": "fit",
-            "sweep.id": self.sweep,
-            "mlflow.parentRunId": self._parent,
-            "mlflow.runName": f"fit-{fit.get('law')}",
-        }
+        tags = {"kind": "fit", "sweep.id": self.sweep, "mlflow.parentRunId": self._parent, "mlflow.runName": name}
         run_id: str = self._client.create_run(self._experiment, tags=tags).info.run_id
         now = int(time.time() * 1000)
         self._client.log_batch(run_id, metrics=[Metric(k, v, now, 0) for k, v in metrics.items() if math.isfinite(v)])
-        for target in (run_id, self._parent):
-            self._client.log_artifacts(target, str(folder), "report")
-        self._client.set_terminated(run_id, "FINISHED")
-        text = note.replace("{parent}", self._parent).replace("{experiment}", self._experiment)
-        text = note_of(text, fit.get("points", []))
-        self._client.set_tag(self._parent, "mlflow.note.content", text)
-        self._client.set_experiment_tag(self._experiment, "mlflow.note.content", text)
         return run_id
 
     # ---- notes in the run folders
