@@ -13,6 +13,7 @@ from typing import Any
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 LADDER_VIEW, RUNG_VIEW = "ladder", "rungs"
 SECTIONS = {"scaling": "Scaling", "subsets": "By subset", "health": "Training health"}
+FOLDED = ("val", "final", "train", "perf")  # the page adds a section for each prefix of metrics that have no chart yet
 COLUMNS = {  # of the run table, with widths in pixels: the page cuts numbers that do not fit
     "metrics.`final/val_loss`": 160,
     "metrics.`final/val_bpb`": 160,
@@ -75,6 +76,7 @@ def view_state(subsets: Sequence[str]) -> Json:
             "final/log10_params_nonemb", "final/val_loss", "scaling", "Final loss vs log10 non-embedding parameters"
         ),
         scatter("final/log10_flops", "final/val_loss", "scaling", "Final loss vs log10 training FLOPs"),
+        line("val/bpb", "val/log10_flops", "subsets", "Bits per byte of the mixture vs log10 FLOPs"),
         *(line(f"val/bpb_{s}", "val/log10_flops", "subsets", f"Bits per byte on {s} vs log10 FLOPs") for s in subsets),
         line("train/loss", "train/log10_flops", "health", "Training loss vs log10 FLOPs"),
         line("train/grad_norm", "train/tokens", "health", "Gradient norm vs tokens"),
@@ -100,7 +102,10 @@ def view_state(subsets: Sequence[str]) -> Json:
         "viewMaximized": False,
         "runListHidden": False,
         "compareRunCharts": [chart | {"uuid": f"chart-{i}"} for i, chart in enumerate(charts)],
-        "compareRunSections": [section(uuid, name) for uuid, name in SECTIONS.items()],
+        "compareRunSections": [
+            *(section(uuid, name) for uuid, name in SECTIONS.items()),
+            *(section(name, name) | {"display": False} for name in FOLDED),
+        ],
         "isAccordionReordered": True,
         "hideEmptyCharts": True,
         "useGroupedValuesInCharts": False,
