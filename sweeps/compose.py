@@ -71,39 +71,40 @@ def compose(overrides: Sequence[str]) -> Composed:
 def free_form(override: str) -> str:
     """`axes.optim.lr=[...]` may name a key that the config does not have yet, so it is added or replaced."""
     key = override.split("=", 1)[0]
-    return f"++{override}" if key.startswith(tuple(f"{f}." for f in FREE_FORM)) else override
+    return f"++{override}" if key in FREE_FORM or key.startswith(tuple(f"{f}." for f in FREE_FORM)) else override
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> UsageError:
     """Hydra's error as one sentence with the value and the cure."""
-    for override in overrides:
+    chosen = [o for o in overrides if o.split("=", 1)[0] in groups()]
+    for override in sorted(overrides, key=lambda o: o not in chosen):  # a wrong choice explains keys that are missing
         match = OVERRIDE.match(override)
         if match is None or (match["value"] is None and match["sigil"] != "~"):
             return UsageError(f"'{override}' is not an override; write key=value, for example optim.lr=0.01")
-        sentence = explain_override(match["key"], match["value"] or "", match["sigil"])
+        sentence = explain_override(match["key"], match["value"] or "", match["sigil"], chosen)
         if sentence:
             return UsageError(sentence)
     return UsageError(" ".join(str(error).split()) + "; run `gopher plan --cfg` to see the whole config")
 
 
-def explain_override(key: str, value: str, sigil: str | None) -> str | None:
-    """What is wrong with one override, or None when its key and choice exist."""
+def explain_override(key: str, value: str, sigil: str | None, chosen: Sequence[str]) -> str | None:
+    """What is wrong with one override under the group choices `chosen`, or None when its key and choice exist."""
     choices = groups()
     if key in choices:
         if value in choices[key] or value == "null":
             return None
         return f"{key}={value} is not a known choice{did_you_mean(value, choices[key])} ({key} has {', '.join(choices[key])})"
-    keys = known_keys()
+    keys = known_keys(chosen)
     if key in keys or sigil in ("+", "++") or key.startswith(FREE_FORM):
         return None
     return f"unknown key '{key}'{did_you_mean(key, [*keys, *choices])}; run `gopher plan --cfg` to see every key"
 
 
-def known_keys() -> list[str]:
-    """Every dotted key of the default composition, inner nodes included."""
+def known_keys(chosen: Sequence[str]) -> list[str]:
+    """Every dotted key of the composition under these group choices, inner nodes included."""
     from hydra import compose as hydra_compose
     from omegaconf import OmegaConf
 
-    tree = OmegaConf.to_container(hydra_compose("config"), resolve=False)
+    tree = OmegaConf.to_container(hydra_compose("config", overrides=list(chosen)), resolve=False)
     leaves = list(flatten(tree))
     return sorted({".".join(leaf.split(".")[: i + 1]) for leaf in leaves for i in range(leaf.count(".") + 1)})

@@ -43,6 +43,15 @@ def test_free_form_keys_need_no_plus() -> None:
     assert tree["columns"] == {"loss": "val"} and tree["extra_seeds"]["54k"] == [5] and tree["pinned"] == {"E": 1.69}
 
 
+def test_a_mistake_is_not_blamed_on_keys_of_the_chosen_groups() -> None:
+    with pytest.raises(UsageError, match="unknown key 'optim.lrr'"):
+        compose(["data=local", "data.path=x", "optim.lrr=1"])
+
+
+def test_extra_seeds_of_another_rung_are_added() -> None:
+    assert compose(["extra_seeds={54k: [], 121k: [7]}"]).tree["extra_seeds"]["121k"] == [7]
+
+
 def test_numbers_keep_their_types() -> None:
     """YAML 1.1 reads 6e-4 as a string; the configs must not."""
     for rung in groups()["model"]:

@@ -51,7 +51,7 @@ def killed_and_resumed(text: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("killed")
     driver = subprocess.Popen(command("launch", text, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for_step(root, 5)
+        wait_for_step(driver, root, 5)
     finally:
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
@@ -59,13 +59,14 @@ def killed_and_resumed(text: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return root
 
 
-def wait_for_step(root: Path, step: int) -> None:
+def wait_for_step(driver: subprocess.Popen[bytes], root: Path, step: int) -> None:
     """Until some run has logged `step`."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         states = [RunFolder(p).state() for p in (root / "runs").glob("*")]
         if any(s is not None and s.step >= step for s in states):
             return
+        assert driver.poll() is None, "the driver ended by itself"
         time.sleep(0.2)
     raise AssertionError("no run started in time")
 
