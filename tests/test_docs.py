@@ -22,9 +22,8 @@ def test_relative_links_and_pictures_exist(page: Path) -> None:
 
 def commands() -> list[str]:
     text = "".join(p.read_text("utf-8") for p in [*PAGES, *(ROOT / "conf").rglob("*.yaml")])
-    return sorted(
-        set(re.findall(r"gopher (?:plan|launch|status|fit|report|ui|suggest)(?: [a-z_.0-9]+=[^\s`;|,)]+)+", text))
-    )
+    found = re.findall(r"gopher (?:plan|launch|status|fit|report|ui|suggest)(?: [a-z_.0-9]+=[^\s`;|)]+)+", text)
+    return sorted({command.rstrip(",.") for command in found})
 
 
 @pytest.mark.parametrize("command", commands())
