@@ -4,14 +4,13 @@ fit -> law asked for -> estimate at the true optimum -> verdict -> (fall back) -
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.bootstrap import Resamples, deviation, interval, resample
 from analysis.estimate import Estimate, estimate
-from analysis.holdout import HoldOut, error_log, rolling, size_axis
+from analysis.holdout import HoldOut, error_log, next_rungs, rolling, size_axis
 from analysis.identify import Profile, Verdict, judge, structural_reasons
 from analysis.intervals import prediction_intervals
 from analysis.isoflop import fit_envelope, fit_isoflop
@@ -170,7 +169,7 @@ def report(
     verdict: Verdict,
     found: tuple[Profile, ...],
     s: FitSettings,
-    axis: str | None = None,
+    held: tuple[HoldOut, ...] | None = None,
 ) -> FitResult:
     """The result object of an estimate: intervals, hold-outs, predictions, sensitivity."""
     e_params = e.params
@@ -193,7 +192,7 @@ def report(
         standard_errors=errors,
         derived=derived,
         verdict=verdict,
-        holdout=() if s.holdout == 0 else law_holdouts(e.points, e.law, s, axis),
+        holdout=(law_holdouts(e.points, e.law, s) if s.holdout != 0 else ()) if held is None else held,
         noise=e.noise,
         resampling=r.method if r else "none",
         predictions=tuple(predict_target(e, r, target, s) for target in s.targets),
@@ -253,14 +252,19 @@ def predict_target(e: Estimate, r: Resamples | None, target: Mapping[str, float]
 
 
 def choose(points: Points, s: FitSettings) -> FitResult:
-    """The law with the smallest hold-out error among those that the data can carry, and the same runs against FLOPs."""
-    axis = varying_axis(points, s)
-    names = [("power_law", axis), ("power_law_offset", axis)]
-    if both_vary(points, s):
-        names.append(("chinchilla", axis))
-    best = best_of(points, names, s)
+    """The law with the smallest hold-out error among those that the data can carry.
+
+    A ladder: a power law with and without a floor, against its size axis and (in `also`) against FLOPs. Where tokens vary
+    apart from parameters a curve in one of them is no function of the data, so L(N, D) competes with L(C).
+    """
     flops = points.column("flops")
-    if axis == "flops" or not (np.isfinite(flops) & (flops > 0)).all() or np.ptp(np.log(flops)) < 0.1:
+    compute = bool((np.isfinite(flops) & (flops > 0)).all()) and float(np.ptp(np.log(flops))) > 0.1
+    if both_vary(points, s):
+        rivals = [("flops_power_law", "flops"), ("flops", "flops")] if compute else [("power_law", s.x)]
+        return best_of(points, [*rivals, ("chinchilla", "params")], s)
+    axis = varying_axis(points, s)
+    best = best_of(points, [("power_law", axis), ("power_law_offset", axis)], s)
+    if axis == "flops" or not compute:
         return best
     quiet = replace(s, targets=tuple(t for t in s.targets if "flops" in t), sensitivity=False)
     return replace(best, also=(best_of(points, [("flops_power_law", "flops"), ("flops", "flops")], quiet),))
@@ -290,56 +294,57 @@ def both_vary(points: Points, s: FitSettings) -> bool:
 
 def best_of(points: Points, names: list[tuple[str, str]], s: FitSettings) -> FitResult:
     """Fit every candidate, hold out the same rungs from each, report the identified one that predicts them best."""
-    free = replace(s, pinned={})
-    tried = []
     laws = [law_named(name, axis) for name, axis in names]
     axis = "flops" if any(len(law.inputs) > 1 for law in laws) else size_axis(laws[0])
-    for law in laws:
-        pins = replace(s, pinned={k: v for k, v in s.pinned.items() if k in law.parameters})
-        e = law_estimate(points, law, pins, wide=True)
-        r = None if structural_reasons(e) else resample(e, s.bootstrap, s.seed)
-        verdict, found = judge(e, r)
-        held = () if s.holdout == 0 else law_holdouts(points, law, pins, axis, intervals=False)
-        tried.append((e, r, verdict, found, held))
-    shared = set.intersection(*[{(h.rung, h.fitted_rungs) for h in t[4]} for t in tried])
-    errors = [error_log(tuple(h for h in t[4] if (h.rung, h.fitted_rungs) in shared)) for t in tried]
-    able = [i for i, t in enumerate(tried) if t[2].identified] or [0]
+    tried = [
+        attempt(points, law, replace(s, pinned={k: v for k, v in s.pinned.items() if k in law.parameters}), axis)
+        for law in laws
+    ]
+    nexts = [next_rungs(t.held) for t in tried]  # one step ahead: farther ones from fewer rungs would drown the rest
+    shared = set.intersection(*map(set, nexts))
+    errors = [error_log(held[key] for key in shared) for held in nexts]
+    able = [i for i, t in enumerate(tried) if t.verdict.identified] or [0]
     pick = min(able, key=lambda i: np.inf if errors[i] is None else float(errors[i] or 0.0))
-    e, r, verdict, found, _ = tried[pick]
-    result = report(
-        e,
-        r,
-        verdict,
-        found,
-        replace(
-            s,
-            pinned={k: v for k, v in free.pinned.items() if k in e.law.parameters}
-            | {k: v for k, v in s.pinned.items() if k in e.law.parameters},
-        ),
-        axis,
-    )
-    others = [t[0].law.name for i, t in enumerate(tried) if i != pick]
-    candidates = tuple(
-        candidate(t, error, i == pick, i in able) for i, (t, error) in enumerate(zip(tried, errors, strict=True))
-    )
-    also_held = (
-        tuple(h for i, t in enumerate(tried) if i != pick for h in law_holdouts(points, t[0].law, s, axis))
-        if others
-        else ()
-    )
-    return replace(result, settings=s, candidates=candidates, holdout=(*result.holdout, *also_held))
+    best = tried[pick]
+    result = report(best.e, best.r, best.verdict, best.found, best.settings, best.held)
+    others = tuple(h for i, t in enumerate(tried) if i != pick for h in t.held)
+    candidates = tuple(candidate(t, error, i == pick) for i, (t, error) in enumerate(zip(tried, errors, strict=True)))
+    return replace(result, settings=s, candidates=candidates, holdout=(*result.holdout, *others))
 
 
-def candidate(tried: tuple[Any, ...], error: float | None, chosen: bool, able: bool) -> Candidate:
-    e, _, verdict, _, _ = tried
-    told = "no rung could be held out" if error is None else f"hold-out error {100 * error:.2f} %"
-    reason = told if able and verdict.identified else "; ".join(verdict.reasons)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attempt:
+    """One candidate law, fitted and held out."""
+
+    e: Estimate
+    r: Resamples | None
+    verdict: Verdict
+    found: tuple[Profile, ...]
+    held: tuple[HoldOut, ...]
+    settings: FitSettings
+
+
+def attempt(points: Points, law: Law, s: FitSettings, axis: str) -> Attempt:
+    e = law_estimate(points, law, s, wide=True)
+    r = None if structural_reasons(e) else resample(e, s.bootstrap, s.seed)
+    verdict, found = judge(e, r)
+    held = () if s.holdout == 0 else law_holdouts(points, law, s, axis)
+    return Attempt(e=e, r=r, verdict=verdict, found=found, held=held, settings=s)
+
+
+def candidate(tried: Attempt, error: float | None, chosen: bool) -> Candidate:
+    told = (
+        "no rung could be held out: the simplest law is taken"
+        if error is None
+        else f"hold-out error {100 * error:.2f} %"
+    )
+    law = tried.e.law
     return Candidate(
-        law=e.law.name,
-        x=e.law.inputs[0] if len(e.law.inputs) == 1 else None,
-        params=e.params,
-        identified=verdict.identified,
+        law=law.name,
+        x=law.inputs[0] if len(law.inputs) == 1 else None,
+        params=tried.e.params,
+        identified=tried.verdict.identified,
         holdout_rmse_log=error,
         chosen=chosen,
-        reason=reason,
+        reason=told if tried.verdict.identified else "; ".join(tried.verdict.reasons),
     )

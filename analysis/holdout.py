@@ -3,13 +3,13 @@
 A law is chosen by these errors and never by how well it describes the points it was fitted to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.bootstrap import resample
-from analysis.estimate import Estimate, estimate
+from analysis.estimate import Estimate, design_of, estimate, law_inputs
 from analysis.intervals import prediction_intervals
 from analysis.law import Law
 from analysis.laws import law_named
@@ -29,8 +29,8 @@ class HoldOut:
     interval95: tuple[float, float] | None  # prediction interval of that mean: parameters and residual noise
     law: str
     fitted_rungs: int  # how many smaller rungs were fitted
-    decades: float  # log10 distance of the rung from the largest fitted one along `x`
-    x: str
+    decades: float  # log10 distance of the rung from the largest fitted value along `x`
+    x: str  # the input of the law that is extrapolated farthest
     runs: int  # of the held-out rung
     baselines: dict[str, float]  # naive predictions: power law without offset, the largest fitted rung's loss
 
@@ -81,11 +81,12 @@ def rolling(
     for k in range(1, (3 if most is None else most) + 1):
         kept = names[: len(names) - k]
         free = len(law.parameters) - sum(1 for p in pinned if p in law.parameters)
-        if len(kept) < free + 1:
+        smaller = points.take(np.sort(np.concatenate([groups[n] for n in kept]))) if len(kept) >= 2 else None
+        if smaller is None or len(np.unique(design_of(law_inputs(law, smaller, parameters)))) < free + 1:
             break
         e = estimate(
             law,
-            points.take(np.sort(np.concatenate([groups[n] for n in kept]))),
+            smaller,
             parameters=parameters,
             delta=delta,
             pinned=pinned,
@@ -101,10 +102,12 @@ def hold_out(
 ) -> HoldOut:
     """The rung `left` predicted by the estimate `e`, as the geometric mean over its runs."""
     table = left.inputs(parameters)
-    inputs = {n: table[n] for n in e.law.inputs}
+    inputs = law_inputs(e.law, left, parameters)
     predicted = e.law.predict(e.params, inputs)
-    fitted = e.points.inputs(parameters)
-    distance = np.log10(np.exp(np.log(table[axis]).mean()) / fitted[axis].max())
+    # how far beyond the fitted range, along the input that goes farthest (a rung held out by size may cost fewer FLOPs)
+    sized = [n for n in e.law.inputs if n != "family"]
+    decades = {n: float(np.log10(np.exp(np.log(inputs[n]).mean()) / e.inputs[n].max())) for n in sized}
+    farthest = max(sized, key=lambda n: decades[n])
     return HoldOut(
         rung=name,
         predicted=float(np.exp(np.log(predicted).mean())),
@@ -112,8 +115,8 @@ def hold_out(
         interval95=interval95(e, inputs, predicted, seed) if intervals else None,
         law=e.law.name,
         fitted_rungs=fitted_rungs,
-        decades=float(distance),
-        x=axis,
+        decades=decades[farthest],
+        x=farthest,
         runs=len(left),
         baselines=baselines(e, table, axis, parameters),
     )
@@ -144,7 +147,16 @@ def baselines(e: Estimate, table: Mapping[str, Array], axis: str, parameters: st
     }
 
 
-def error_log(holdouts: tuple[HoldOut, ...]) -> float | None:
+def next_rungs(holdouts: tuple[HoldOut, ...]) -> dict[tuple[str, int], HoldOut]:
+    """Of every set of fitted rungs the nearest larger rung: (rung, fitted rungs) -> hold-out."""
+    nearest: dict[int, HoldOut] = {}
+    for h in holdouts:
+        if h.fitted_rungs not in nearest or h.decades < nearest[h.fitted_rungs].decades:
+            nearest[h.fitted_rungs] = h
+    return {(h.rung, h.fitted_rungs): h for h in nearest.values()}
+
+
+def error_log(holdouts: Iterable[HoldOut]) -> float | None:
     """Root mean square of log prediction errors; None without hold-outs."""
     errors = [np.log(h.predicted / h.actual) for h in holdouts]
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else None

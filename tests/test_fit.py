@@ -62,6 +62,16 @@ def test_json_has_every_part_and_python_gives_the_same_bytes(csv):
     assert prediction["derived_ci"]["tokens_per_parameter"]["95"][0] < prediction["derived"]["tokens_per_parameter"]
 
 
+def test_row_order_changes_nothing(csv, tmp_path):
+    head, *rows = csv.read_text().splitlines()
+    (tmp_path / csv.name).write_text("\n".join([head, *sorted(rows, reverse=True)]) + "\n")
+    values = {"law": "chinchilla", "bootstrap": 60, "holdout": 0, "sensitivity": False}
+    one, two = (to_json(run_fit(request_from({"points": str(p), **values}))) for p in (csv, tmp_path / csv.name))
+    for found in (one, two):
+        found["points"] = [{k: v for k, v in p.items() if k != "row"} for p in found["points"]]
+    assert dumps(one) == dumps(two)
+
+
 def test_no_bootstrap_gives_no_intervals(csv):
     found = run_fit(request_from({"points": str(csv), "law": "chinchilla", "bootstrap": 0, "holdout": 0}))
     assert found.ci == {} and found.holdout == () and found.resampling == "none" and found.samples.shape == (0, 5)
@@ -99,8 +109,8 @@ def test_auto_takes_both_axes_when_both_vary(csv):
     result = fit(points_from_file(csv), FitSettings(bootstrap=50, sensitivity=False))
     assert result.law == "chinchilla" and {c.law for c in result.candidates} == {
         "chinchilla",
-        "power_law",
-        "power_law_offset",
+        "flops",
+        "flops_power_law",
     }
 
 

@@ -17,7 +17,7 @@ from analysis.intervals import prediction_intervals
 from analysis.laws import law_named
 
 pytestmark = pytest.mark.slow
-STUDIES = 240
+STUDIES = 200
 LOW, HIGH = 0.90, 0.99
 
 
@@ -39,7 +39,7 @@ def test_chinchilla_parameters_allocation_and_predictions():
     for k in range(STUDIES):
         rng = np.random.default_rng([1, k])
         e = estimate(law, study(rng, noise=0.01, sizes=12, ratios=8), delta=1e-3)
-        r = resample(e, 400, k)
+        r = resample(e, 250, k)
         values = r.quantities(e)
         for name, value in quantities.items():
             low, high = interval(values[name], 95)
@@ -59,7 +59,7 @@ def test_ladder_parameters():
     for k in range(STUDIES):
         points = ladder(np.random.default_rng([2, k]), noise=0.001, sizes=7, seeds=(2, 2, 1, 1, 1, 1, 1))
         e = estimate(law_named("power_law_offset"), points, seeds="mean")
-        values = resample(e, 400, k).quantities(e)
+        values = resample(e, 250, k).quantities(e)
         for name, value in truth.items():
             low, high = interval(values[name], 95)
             hits[name].append(low <= value <= high)
@@ -73,7 +73,7 @@ def test_held_out_rung_is_inside_its_prediction_interval(rung_scatter, law):
     """Six rungs, two with a second seed, the largest predicted from five: what the demo ladder shows."""
     hits = {"largest": [], "two ahead": []}
     floor = {"e": 1e-9, "a": 12.0, "alpha": 0.08} if law == "power_law" else {}
-    for k in range(400):
+    for k in range(STUDIES):
         rng = np.random.default_rng([3, k])
         points = ladder(rng, noise=0.002, **floor)
         shift = dict(zip(sorted({p.params_total for p in points}), rung_scatter * rng.standard_normal(6), strict=True))

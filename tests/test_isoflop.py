@@ -1,0 +1,70 @@
+"""Proves that approaches 1 and 2 find the planted allocation, list what they skip, and say when a minimum is on an edge."""
+
+import numpy as np
+import pytest
+from scaling import HOFFMANN, loss_of, make_points
+
+from analysis.fit import FitSettings, fit, to_json
+from analysis.isoflop import parabola_minimum
+from analysis.rows import Points
+from gopher.errors import UsageError
+
+A_OPT = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])
+G = (HOFFMANN["alpha"] * HOFFMANN["A"] / (HOFFMANN["beta"] * HOFFMANN["B"])) ** (
+    1 / (HOFFMANN["alpha"] + HOFFMANN["beta"])
+)
+BUDGETS = np.geomspace(1e18, 1e21, 6)
+
+
+def grid(spread=0.5, sizes=7, noise=0.0):
+    flops = np.repeat(BUDGETS, sizes)
+    n = np.concatenate([G * (c / 6) ** A_OPT * 10 ** np.linspace(-spread, spread, sizes) for c in BUDGETS])
+    d = flops / 6 / n
+    return make_points(
+        n, d, loss_of(n, d) * np.exp(noise * np.random.default_rng(1).standard_normal(len(n))), flops=flops
+    )
+
+
+def test_isoflop_finds_the_planted_exponents():
+    result = fit(grid(noise=0.0005), FitSettings(law="approach2", bootstrap=100, targets=({"flops": 1e22},)))
+    assert result.law == "isoflop" and result.verdict.identified
+    for name, truth in {"N_exponent": A_OPT, "D_exponent": 1 - A_OPT}.items():
+        assert abs(result.params[name] - truth) < 0.01
+        low, high = result.ci[name]["95"]
+        assert low < result.params[name] < high
+    best = result.predictions[0]
+    assert best.derived["N_opt"] == pytest.approx(G * (1e22 / 6) ** A_OPT, rel=0.1)
+    assert best.derived_ci["N_opt"]["95"][0] < best.derived["N_opt"] < best.derived_ci["N_opt"]["95"][1]
+    assert [h.fitted_rungs for h in result.holdout] == [5, 4, 3] and abs(result.holdout[0].error_percent) < 10
+    assert to_json(result)["predictions"][0]["mean"] is None  # a law of allocation has no loss to give
+
+
+def test_budgets_without_a_minimum_are_listed_and_not_used():
+    points = grid()
+    thin = points.column("flops") == BUDGETS[0]
+    kept = np.flatnonzero(~thin | (np.cumsum(thin) <= 3))
+    result = fit(points.take(kept), FitSettings(law="isoflop", bootstrap=0))
+    rows = result.tables["isoflop"]
+    assert [r["kept"] for r in rows] == [False] + [True] * 5 and "3 sizes, fewer than 4" in rows[0]["reason"]
+    assert parabola_minimum(np.geomspace(1, 10, 5), -np.square(np.linspace(-1, 1, 5)), np.ones(5)) is None
+    with pytest.raises(UsageError, match="1 of 1 FLOP budgets have a minimum"):
+        fit(points.take(points.column("flops") == BUDGETS[1]), FitSettings(law="isoflop"))
+
+
+def test_envelope_of_training_curves_finds_the_planted_exponent():
+    sizes = np.geomspace(1e7, 3e9, 14)
+    rows = []
+    for i, n in enumerate(sizes):
+        d = np.geomspace(2 * n, 400 * n, 25)
+        curve = make_points(np.full(25, n), d, loss_of(n, d), flops=6 * n * d)
+        rows += [type(p)(**{**vars(p), "run_id": f"size{i}", "step": k}) for k, p in enumerate(curve)]
+    result = fit(Points(rows=tuple(rows)), FitSettings(law="approach1", bootstrap=10))
+    assert result.law == "envelope" and abs(result.params["N_exponent"] - A_OPT) < 0.03
+    assert {round(row["n_opt"]) for row in result.tables["envelope"]} <= {round(n) for n in sizes[1:-1]}
+    with pytest.raises(UsageError, match="fewer than 3 sizes have training curves"):
+        fit(grid(), FitSettings(law="envelope"))
+
+
+def test_targets_other_than_a_budget_are_refused():
+    with pytest.raises(UsageError, match="is not a FLOP budget"):
+        fit(grid(), FitSettings(law="isoflop", bootstrap=0, targets=({"params": 1e9},)))
