@@ -47,6 +47,7 @@ BACK_OFF_SECONDS = 10.0  # how long a server that did not answer is left alone
 FLUSH_SECONDS = 2.0  # between two attempts at the end of a launch
 LIVE = {QUEUED: "SCHEDULED", RUNNING: "RUNNING"}
 NOTE_CHARACTERS = 8000
+ROUND = str.maketrans("[]", "()")
 MISSING_SHOWN = 20  # metrics named in the tag of missing numbers
 ENDED = {FINISHED: "FINISHED", FAILED: "FAILED", STOPPED: "KILLED"}
 
@@ -214,7 +215,11 @@ def results_table(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def note_of(text: str, points: Sequence[Mapping[str, Any]]) -> str:
-    """The note with its results table, whole lines only: MLflow cuts a run's note without a word at 8,000 characters."""
+    """The note with its results table, whole lines only: MLflow cuts a run's note without a word at 8,000 characters.
+
+    A picture's text gets round brackets: the page ends it at the first square one and shows no picture.
+    """
+    text = re.sub(r"!\[(.*)\]\(", lambda m: f"![{m[1].translate(ROUND)}](", text)
     whole = f"{text}\n\n{results_table(points)}" if points else text
     if len(whole) <= NOTE_CHARACTERS:
         return whole

@@ -164,6 +164,13 @@ def test_a_long_note_ends_with_a_whole_line() -> None:
     assert note_of("Loss falls", []) == "Loss falls"
 
 
+def test_a_picture_keeps_square_brackets_out_of_its_text() -> None:
+    note = note_of(
+        "**exponent 0.3 [0.2, 0.4]**\n\n![exponent 0.3 [0.2, 0.4]](get-artifact?path=a.png)\n\n[more](#/x)", []
+    )
+    assert note == "**exponent 0.3 [0.2, 0.4]**\n\n![exponent 0.3 (0.2, 0.4)](get-artifact?path=a.png)\n\n[more](#/x)"
+
+
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///data/mlruns", "mlruns"])
 def test_a_file_store_is_refused_with_the_cure(uri: str) -> None:
     with pytest.raises(UsageError, match="leave it unset for sqlite, or name a server"):
