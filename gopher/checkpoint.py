@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -22,9 +23,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from gopher.errors import GopherError
+from gopher.errors import GopherError, UsageError
+from gopher.model import Transformer
 from gopher.optim import Adam
-from gopher.record import write_atomic
+from gopher.record import RunFolder, write_atomic
 from gopher.shard import DTYPES, like
 
 MARKER = "complete.json"
@@ -104,6 +106,49 @@ def tensors(adam: Adam) -> dict[str, Any]:
         state[f"mean/{part.name}"] = like(part.parameter, mean)
         state[f"square/{part.name}"] = like(part.parameter, square)
     return state
+
+
+# ---- one whole model
+
+
+def load_for_inference(
+    run_folder: Path | str, *, step: int | None = None, device: str = "cpu", dtype: torch.dtype | None = None
+) -> Transformer:
+    """The run's model after `step` steps (default: its newest intact checkpoint), on one device, in evaluation mode.
+
+    `dtype` defaults to that of the run's parameters.
+    """
+    folder = RunFolder(run_folder)
+    run = folder.spec()
+    path = chosen(folder.checkpoints, step)
+    owner = read_marker(path)["run"]
+    if owner != run.key:
+        raise GopherError(f"{path} belongs to run {owner}, not to {run.key}; copy whole run folders, not parts of them")
+    with torch.device("meta"):
+        model = Transformer(run.model)
+    model.to(DTYPES[run.precision.parameters]).to_empty(device="cpu")
+    reader = SafeReader(path)
+    reader.read_metadata()
+    state: dict[str, Any] = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said even when asked for
+        load_shards(state, storage_reader=reader, no_dist=True)
+    return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+
+
+def chosen(folder: Path, step: int | None) -> Path:
+    """The intact checkpoint of `step`, or the newest one."""
+    if step is None:
+        path = newest_complete(folder)
+        if path is None:
+            raise UsageError(f"{folder} has no intact checkpoint; train the run first")
+        return path
+    path, kept = folder / f"{step:010d}", [int(p.name) for p in steps_in(folder)]
+    if step not in kept:
+        raise UsageError(f"{folder} has no checkpoint of step {step}; it has steps {kept}")
+    if problem := damage(path):
+        raise GopherError(f"{path} is damaged ({problem}); choose another of the steps {kept}")
+    return path
 
 
 # ---- which checkpoint

@@ -28,8 +28,13 @@ def signed(value: int) -> int:
 
 def bits(key: int, start: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """int64 tensor of elements start .. start + count - 1 of the stream: 64 random bits each."""
-    x = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    x.mul_(signed(GOLDEN)).add_(signed(key))
+    index = torch.arange(start, start + count, dtype=torch.int64, device=device)
+    return bits_at(torch.tensor(signed(key), dtype=torch.int64, device=device), index)
+
+
+def bits_at(keys: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Element index[i] of the stream keys[i] (int64, as `signed`): 64 random bits each."""
+    x = (index + 1).mul_(signed(GOLDEN)).add_(keys)
     for shift, factor in FINALISER:
         x.bitwise_xor_(shifted(x, shift)).mul_(signed(factor))
     return x.bitwise_xor_(shifted(x, 31))

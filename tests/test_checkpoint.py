@@ -15,9 +15,10 @@ import torch
 from distributed import on_ranks
 from studies import demo_spec
 
-from gopher.checkpoint import MARKER, newest_complete, restore, save, steps_in
-from gopher.errors import GopherError
+from gopher.checkpoint import MARKER, load_for_inference, newest_complete, restore, save, steps_in
+from gopher.errors import GopherError, UsageError
 from gopher.optim import Adam
+from gopher.record import RunFolder
 from gopher.shard import build, like, parts, process_group
 from gopher.spec import Placement
 
@@ -47,6 +48,27 @@ def test_round_trip_into_another_state(tmp_path: Path) -> None:
         save(tmp_path, 20, written, RUN.key, keep=2)
         assert restore(tmp_path, other, RUN.key) == 20
         assert all(torch.equal(a, b) for a, b in zip(whole(written), whole(other), strict=True))
+
+
+def test_a_whole_model_for_inference(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create(RUN, PLACEMENT, {})
+    with pytest.raises(UsageError, match="has no intact checkpoint; train the run first"):
+        load_for_inference(tmp_path)
+    with process_group("cpu"):
+        adam = state()
+        save(folder.checkpoints, 7, adam, RUN.key, keep=2)
+        parameters = whole(adam)[::3]
+    model = load_for_inference(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parameters, strict=True))
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert load_for_inference(tmp_path, step=7, dtype=torch.float64).embedding.dtype == torch.float64
+    with pytest.raises(UsageError, match=r"no checkpoint of step 8; it has steps \[7\]"):
+        load_for_inference(tmp_path, step=8)
+    with process_group("cpu"):
+        save(folder.checkpoints, 9, state(), "another run", keep=2)
+    with pytest.raises(GopherError, match="belongs to run another run"):
+        load_for_inference(tmp_path)
 
 
 def test_nothing_to_restore(tmp_path: Path) -> None:
