@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= outputs
 
-.PHONY: demo test test-slow test-gpu lint types check ui clean lock
+.PHONY: demo test test-slow triton test-gpu lint types check ui clean lock
 
 demo: $(STAMP)  ## train the demo ladder on real text, fit its scaling curve, write the report
 	$(BIN)/gopher launch sweep=demo output_root=$(OUT)
@@ -17,6 +17,9 @@ test: $(STAMP) lint types  ## what CI runs
 
 test-slow: $(STAMP)  ## longer trainings, whole-demo equality, coverage studies
 	$(BIN)/python -m pytest -q -m "slow" --timeout 3000
+
+triton: $(STAMP)  ## the kernel's compiler and interpreter (1 GB), for its tests on a machine without CUDA
+	$(BIN)/pip install -q --disable-pip-version-check triton==3.9.0
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m "gpu" --timeout 3000
@@ -48,7 +51,7 @@ $(STAMP): requirements.lock pyproject.toml
 lock:  ## how requirements.lock is renewed: a fresh environment, frozen
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install -q torch==2.13.0
-	.venv-lock/bin/pip install -q ".[dev,hub]"
+	.venv-lock/bin/pip install -q ".[dev,hub,evals,postgres]"
 	.venv-lock/bin/pip freeze --exclude gopher-sweeps | sed 's/^torch==2.13.0+cpu/torch==2.13.0/' > requirements.lock.new
 	rm -rf .venv-lock
 	@echo "wrote requirements.lock.new; compare it with requirements.lock, keep the header, replace"
