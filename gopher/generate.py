@@ -41,8 +41,11 @@ def generate(
     for rows in by_length(prompts, batch_rows) if max_new_tokens else ():
         cache, last = prefill(reader, [prompts[row] for row in rows], max_new_tokens)
         while rows:
-            p = distribution(reader.logits(reader.read(last[:, None], cache)[:, -1]), sampling)
-            last = draw(p, dice.roll(rows, [len(new[row]) for row in rows]))
+            logits = reader.logits(reader.read(last[:, None], cache)[:, -1])
+            if sampling.temperature == 0:
+                last = logits.argmax(dim=-1)
+            else:
+                last = draw(distribution(logits, sampling), dice.roll(rows, [len(new[row]) for row in rows]))
             for row, token in zip(rows, last.tolist(), strict=True):
                 new[row].append(token)
             going = [i for i, row in enumerate(rows) if len(new[row]) < max_new_tokens and not is_done(new[row])]
