@@ -1,0 +1,85 @@
+"""A trained rung ready to be used: its weights with distance tables, its tokenizer, and who it is."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from gopher.cache import Reader
+from gopher.checkpoint import MARKER, chosen, load_for_inference, read_marker
+from gopher.errors import UsageError
+from gopher.identity import content_hash
+from gopher.record import RunFolder
+from gopher.spec import RunSpec
+from gopher.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rung:
+    """One checkpoint of a run."""
+
+    spec: RunSpec
+    step: int
+    sha256: str  # of the checkpoint's files: two checkpoints never share it, wherever they lie
+    reader: Reader
+    tokenizer: Tokenizer
+
+    @property
+    def context(self) -> int:
+        return self.spec.model.context
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters as loaded."""
+        return sum(p.numel() * p.element_size() for p in self.reader.model.parameters())
+
+
+def open_rung(
+    path: Path | str,
+    *,
+    step: int | None = None,
+    tokenizer: Path | str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Rung:
+    """The checkpoint at `path`: a run folder (its newest step, or `step`) or one of its checkpoint folders.
+
+    The tokenizer is that of the output root the run lies in, unless a folder is given.
+    """
+    run_folder, step = place(Path(path), step)
+    spec = RunFolder(run_folder).spec()
+    found = chosen(run_folder / "checkpoints", step)
+    marker = read_marker(found)
+    return Rung(
+        spec=spec,
+        step=int(marker["step"]),
+        sha256=content_hash({"model": spec.model, "files": marker["files"]}),
+        reader=Reader(load_for_inference(run_folder, step=int(marker["step"]), device=device, dtype=dtype)),
+        tokenizer=tokenizer_of(run_folder, spec, tokenizer),
+    )
+
+
+def place(path: Path, step: int | None) -> tuple[Path, int | None]:
+    """(run folder, step) of a run folder or of a checkpoint folder inside it."""
+    if (path / MARKER).is_file() and path.name.isdigit():
+        path, step = path.absolute().parents[1], int(path.name) if step is None else step
+    if not (path / "spec.json").is_file():
+        raise UsageError(
+            f"{path} is no run folder (it has no spec.json); name a folder such as outputs/runs/<key> or one of its checkpoints"
+        )
+    return path.absolute(), step
+
+
+def tokenizer_of(run_folder: Path, spec: RunSpec, given: Path | str | None) -> Tokenizer:
+    folder = Path(given) if given else run_folder.parents[1] / "tokenizers" / spec.tokenizer_key
+    if not folder.is_dir():
+        raise UsageError(
+            f"the run's tokenizer is not at {folder}; keep the run under its output root, or name the tokenizer's folder"
+        )
+    tokenizer = Tokenizer.open(folder)
+    if tokenizer.vocab_size != spec.model.vocab_size:
+        raise UsageError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} pieces and the model {spec.model.vocab_size}; name the run's own"
+        )
+    return tokenizer
