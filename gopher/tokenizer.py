@@ -84,7 +84,7 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self._processor.vocab_size()
         self.eos: int = self._processor.eos_id()
-        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.sha256, self.model_bytes = hashlib.sha256(model).hexdigest(), len(model)
         self._meta = [self._processor.piece_to_id(p) for p in META_BYTES]
         self.token_bytes = np.array([self._bytes_of(i) for i in range(self.vocab_size)], np.int64)
 
@@ -127,6 +127,18 @@ class Tokenizer:
         """The text of tokens; byte pieces that form no UTF-8 become U+FFFD."""
         text = self._processor.decode([int(t) for t in tokens])
         return str(text)
+
+    def pieces(self) -> dict[int, bytes]:
+        """The bytes of every token that stands for any."""
+        spelled = {t: self._processor.id_to_piece(t) for t in range(self.vocab_size) if self.token_bytes[t]}
+        return {
+            t: bytes([int(piece[3:5], 16)]) if self.is_byte(t) else piece.replace(META, " ").encode()
+            for t, piece in spelled.items()
+        }
+
+    def is_byte(self, token: int) -> bool:
+        """Whether the token stands for one byte that no piece covers."""
+        return bool(self._processor.is_byte(token))
 
     def save(self, folder: Path, model: bytes, details: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
