@@ -260,6 +260,9 @@ class TokenStore:
     def vocab_size(self) -> int:
         return int(self.manifest["tokenizer"]["vocab_size"])
 
+    def reader(self, subset: str, split: str) -> ShardReader:
+        return self._readers[subset, split]
+
     def rows(self, subset: str, context: int) -> int:
         """Whole training sequences of a subset: each has `context` inputs and one more target."""
         return max(0, (self._readers[subset, "train"].tokens - 1) // context)

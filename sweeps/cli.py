@@ -17,6 +17,7 @@ VERBS = {
     "report": "figures and one HTML page, also logged to MLflow",
     "forecast": "freeze a prediction before its run, score it afterwards: gopher forecast freeze|score|list",
     "suggest": "which run narrows the target's interval most per unit of cost",
+    "compress": "lossless compression by each rung against gzip and LZMA, checked bit for bit",
     "ui": "MLflow on loopback, with a link to the dashboard",
 }
 USAGE = """usage: gopher VERB [group=choice] [key=value ...]
