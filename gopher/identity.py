@@ -38,6 +38,8 @@ def canonical(value: Any, where: str = "spec") -> Any:
         return [canonical(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where} is {value}, which cannot be part of an identity; give a finite number")
+    if isinstance(value, float) and value == 0:
+        return 0.0  # -0.0 computes the same
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise UsageError(

@@ -6,8 +6,10 @@ Nothing heavy is imported before the verb is known, so `gopher --help` is instan
 import errno
 import importlib
 import sys
+import traceback
 
 from gopher.errors import GopherError, SetupError, UsageError, did_you_mean
+from sweeps.redact import hide_secrets, redacted
 
 VERBS = {
     "plan": "every run of a sweep with its parameters, tokens and FLOPs; starts nothing",
@@ -42,7 +44,7 @@ def main() -> int:
     try:
         return run_verb(arguments[0], arguments[1:])
     except GopherError as error:
-        print(f"gopher: {error}", file=sys.stderr)
+        print(f"gopher: {hide_secrets(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("gopher: interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
@@ -50,11 +52,12 @@ def main() -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone (| head); nothing is wrong
         return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        print(f"gopher: {os_sentence(error)}", file=sys.stderr)
-        return SetupError.exit_code
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            print(f"gopher: {os_sentence(error)}", file=sys.stderr)
+            return SetupError.exit_code
+        print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)  # ours, so it is shown whole
+        return 1
 
 
 def os_sentence(error: OSError) -> str:
@@ -83,7 +86,7 @@ def run_verb(verb: str, words: list[str]) -> int:
         if show_config:
             import yaml
 
-            print(yaml.safe_dump(compose(overrides).tree, sort_keys=False, allow_unicode=True), end="")
+            print(yaml.safe_dump(redacted(compose(overrides).tree), sort_keys=False, allow_unicode=True), end="")
             return 0
         module = importlib.import_module(f"sweeps.verbs.{verb}")
         result: int = module.run(compose, overrides)

@@ -17,6 +17,12 @@ from sweeps.conf_dir import CONF_DIR
 
 # keys below these are the user's own: axes to sweep, CSV columns, weights of subsets, seeds of rungs
 FREE_FORM = ("axes", "columns", "data.weights", "extra_seeds", "pinned", "target", "task")
+# the only text with ${ in it that is let through: a reference to another key. Resolvers read the environment or run code of plug-ins.
+REFERENCE = re.compile(r"\$\{[\w.]+\}")
+ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")
+FROM_ENVIRONMENT = (
+    "tracking.uri",
+)  # may hold a password, which a command line would show to every user of the machine
 OVERRIDE = re.compile(r"^(?P<sigil>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)(=(?P<value>.*))?$", re.DOTALL)
 
 
@@ -56,22 +62,66 @@ def compose(overrides: Sequence[str]) -> Composed:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    for override in overrides:
+        check_override(override)
     try:
         config = hydra_compose("config", overrides=[free_form(o) for o in overrides])
         raw = OmegaConf.to_yaml(config)
+        check_values(OmegaConf.to_container(config, resolve=False))
         tree = OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides) from None
+    check_additions(overrides)
     assert isinstance(tree, dict)
     return Composed(
         tree={str(k): v for k, v in tree.items()}, interpolated=frozenset(re.findall(r"\$\{([\w.]+)\}", raw))
     )
 
 
+def check_override(override: str) -> None:
+    """Refuse, before Hydra reads it, what reaches beyond the config: Hydra's own settings, class names, resolvers."""
+    key, _, value = override.partition("=")
+    bare = key.lstrip("+~")
+    if bare.partition(".")[0].partition("/")[0] == "hydra":
+        raise UsageError(
+            f"{bare} is a setting of Hydra itself, which is fixed; `gopher plan --cfg` shows what can be set"
+        )
+    check_text(bare, value)
+
+
+def check_values(tree: Any) -> None:
+    """The same for every value of a composition, so that a config file is held to it too."""
+    for key, value in flatten(tree).items():
+        check_text(key, value if isinstance(value, str) else "")
+
+
+def check_text(key: str, value: str) -> None:
+    if "_target_" in key or "_target_" in value:
+        raise UsageError(f"{key} names a _target_, but no class is ever made from a config; leave it out")
+    rest = ENVIRONMENT.sub("", value) if key in FROM_ENVIRONMENT else value
+    if "${" in key or "${" in REFERENCE.sub("", rest):
+        raise UsageError(
+            f"{key} is {value}, but a value may only refer to another key, as in ${{optim.lr}}; "
+            f"only {' and '.join(FROM_ENVIRONMENT)} may be read from the environment, as ${{oc.env:NAME}}"
+        )
+
+
+def check_additions(overrides: Sequence[str]) -> None:
+    """`+key=value` could add a key that nothing reads: it must exist, as without the plus."""
+    for override in overrides:
+        match = OVERRIDE.match(override) if override.startswith("+") else None
+        chosen = [o for o in overrides if o.split("=", 1)[0] in groups()]
+        if match and (sentence := explain_override(match["key"], match["value"] or "", chosen)):
+            raise UsageError(sentence)
+
+
+def is_free_form(key: str) -> bool:
+    return key in FREE_FORM or key.startswith(tuple(f"{f}." for f in FREE_FORM))
+
+
 def free_form(override: str) -> str:
     """`axes.optim.lr=[...]` may name a key that the config does not have yet, so it is added or replaced."""
-    key = override.split("=", 1)[0]
-    return f"++{override}" if key in FREE_FORM or key.startswith(tuple(f"{f}." for f in FREE_FORM)) else override
+    return f"++{override}" if is_free_form(override.split("=", 1)[0]) else override
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> UsageError:
@@ -81,13 +131,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> UsageError:
         match = OVERRIDE.match(override)
         if match is None or (match["value"] is None and match["sigil"] != "~"):
             return UsageError(f"'{override}' is not an override; write key=value, for example optim.lr=0.01")
-        sentence = explain_override(match["key"], match["value"] or "", match["sigil"], chosen)
+        sentence = explain_override(match["key"], match["value"] or "", chosen)
         if sentence:
             return UsageError(sentence)
     return UsageError(" ".join(str(error).split()) + "; run `gopher plan --cfg` to see the whole config")
 
 
-def explain_override(key: str, value: str, sigil: str | None, chosen: Sequence[str]) -> str | None:
+def explain_override(key: str, value: str, chosen: Sequence[str]) -> str | None:
     """What is wrong with one override under the group choices `chosen`, or None when its key and choice exist."""
     choices = groups()
     if key in choices:
@@ -95,7 +145,7 @@ def explain_override(key: str, value: str, sigil: str | None, chosen: Sequence[s
             return None
         return f"{key}={value} is not a known choice{did_you_mean(value, choices[key])} ({key} has {', '.join(choices[key])})"
     keys = known_keys(chosen)
-    if key in keys or sigil in ("+", "++") or key.startswith(FREE_FORM):
+    if key in keys or is_free_form(key):
         return None
     return f"unknown key '{key}'{did_you_mean(key, [*keys, *choices])}; run `gopher plan --cfg` to see every key"
 

@@ -17,7 +17,7 @@ from gopher.record import FAILED, FINISHED, QUEUED, STOPPED, RunFolder, RunState
 from gopher.size import params_total, train_flops
 from sweeps import schedule
 from sweeps.backends import Backend, DataJob, TrainJob
-from sweeps.provenance import provenance
+from sweeps.provenance import keep_diff, provenance
 from sweeps.schedule import Capacity, Status, Task
 from sweeps.screen import Screen
 from sweeps.settings import Settings
@@ -66,6 +66,7 @@ def make_folders(runs: list[PlannedRun], settings: Settings) -> None:
     for run in runs:
         folder = RunFolder(settings.run_dir(run.spec.key))
         folder.create(run.spec, run.placement, provenance(run.config))
+        keep_diff(folder.path)
         folder.clear_stop()
         state = folder.state()
         if not folder.is_held():

@@ -1,6 +1,6 @@
 """What a command needs beside the runs: where things are written, how output looks, which cluster and tracker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ class ClusterSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
-    uri: str | None = None  # None: sqlite under the output root
+    uri: str | None = field(default=None, repr=False)  # may hold a password; None: sqlite under the output root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,11 @@ class LaunchSettings:
     max_parallel_runs: int | None = None
     max_attempts: int = 3  # starts of one run before a crash is final
     patience_seconds: float = 60.0  # how long the end of a launch waits for an unreachable MLflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeSettings:
+    require_clean: bool = False  # refuse to launch with uncommitted changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,7 @@ class Settings:
     tracking: TrackingSettings = TrackingSettings()
     launch: LaunchSettings = LaunchSettings()
     ui: UiSettings = UiSettings()
+    code: CodeSettings = CodeSettings()
 
     def __post_init__(self) -> None:
         require(self.format in ("table", "json"), f"format is '{self.format}'; use table or json")
@@ -66,7 +72,7 @@ class Settings:
 
 def settings_of(tree: dict[str, Any]) -> Settings:
     """The command's settings out of a composed config; the run's own keys are left to `sweeps.study`."""
-    names = ("output_root", "name", "format", "watch", "cluster", "tracking", "launch", "ui")
+    names = ("output_root", "name", "format", "watch", "cluster", "tracking", "launch", "ui", "code")
     settings = build(Settings, {k: tree[k] for k in names}, "config")
     if settings.root.exists() and not settings.root.is_dir():
         raise UsageError(f"output_root is {settings.output_root}, which is a file; name a folder")

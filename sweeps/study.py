@@ -10,7 +10,7 @@ from gopher import corpus, data
 from gopher.errors import UsageError, did_you_mean
 from gopher.identity import flatten
 from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build
-from sweeps.compose import Composed, groups
+from sweeps.compose import Composed, compose, groups, hydra_session
 
 RUN_SECTIONS = ("model", "optim", "batch", "precision", "evaluation")
 RUN_GROUPS = ("data", "tokenizer", "optim", "precision", "evaluation")  # config groups that may be an axis
@@ -46,14 +46,26 @@ ComposeFn = Callable[[Sequence[str]], Composed]
 def load_study(compose: ComposeFn, overrides: Sequence[str]) -> Study:
     """All runs of the sweep that `overrides` describe. Raises `UsageError` before anything is written."""
     for override in overrides:
-        if override.startswith("model="):
-            raise UsageError(f"{override} picks one model but a sweep names its rungs; write rungs=[{override[6:]}]")
+        key, _, value = override.partition("=")
+        if key in ("model", "rung", "axes.model", "axes.rung"):
+            raise UsageError(f"{override} names a model but a sweep names its rungs; write rungs=[{value.strip('[]')}]")
     base = compose(overrides).tree
     rungs = check_rungs(base["rungs"])
     texts = TextIdentity(Path(base["output_root"]))
     runs = [run for rung in rungs for run in expand_rung(compose, overrides, rung, texts)]
     unique = {run.spec.key: run for run in runs}  # two axis values may mean the same run
     return Study(name=check_name(base["name"]), rungs=rungs, runs=tuple(unique.values()))
+
+
+def study_of(overrides: Sequence[str]) -> Study:
+    """The sweep that `gopher VERB *overrides` works on, for Python: the same runs with the same keys.
+
+    >>> [run.spec.key for run in study_of(["sweep=demo", "axes.optim.lr=[0.01,0.02]"]).runs]  # doctest: +SKIP
+
+    Hydra composes in the main thread only. Raises `UsageError` like the command.
+    """
+    with hydra_session():
+        return load_study(compose, overrides)
 
 
 def check_name(name: Any) -> str:
@@ -99,20 +111,26 @@ def expand_rung(compose: ComposeFn, overrides: Sequence[str], rung: str, texts: 
 def check_axes(composed: Composed, rung: str) -> dict[str, list[Any]]:
     """Axis key -> values for one rung, its extra seeds joined; unknown keys and non-lists are errors."""
     axes = axis_lists(composed.tree["axes"])
-    known = [*flatten(run_sections(composed.tree)), *RUN_GROUPS]
+    weights = [f"data.weights.{s['name']}" for s in composed.tree["data"]["subsets"] if isinstance(s, dict)]
+    known = [*flatten(run_sections(composed.tree)), *RUN_GROUPS, "data.weights", *weights]
     for key, values in axes.items():
         if key.split(".")[0] in ("placement", "cluster", "tracking"):
             raise UsageError(
                 f"axes.{key} does not change what a run computes, so it cannot be an axis; set {key} for the whole sweep"
             )
-        if key not in known:
+        free = (
+            key.startswith("data.weights.") and composed.tree["data"]["kind"] == "local"
+        )  # its folders name the subsets
+        if key not in known and not free:
             raise UsageError(f"axes.{key} is no key of a run{did_you_mean(key, known)}")
         if not isinstance(values, list) or not values:
             raise UsageError(f"axes.{key} is {values!r}; give a list of values, for example axes.{key}=[1,2]")
     extra = composed.tree["extra_seeds"]
-    for name in extra:
-        if name not in groups()["model"]:
-            raise UsageError(f"extra_seeds.{name} is no rung{did_you_mean(name, groups()['model'])}")
+    for name, seeds in extra.items():
+        if str(name) not in groups()["model"]:
+            raise UsageError(f"extra_seeds.{name} is no rung{did_you_mean(str(name), groups()['model'])}")
+        if not isinstance(seeds, list) and seeds is not None:
+            raise UsageError(f"extra_seeds.{name} is {seeds!r}; give a list, for example 'extra_seeds={{{name}: [1]}}'")
     axes["seed"] = list(dict.fromkeys([*axes.get("seed", [composed.tree["seed"]]), *(extra.get(rung) or [])]))
     return axes
 
@@ -194,7 +212,11 @@ class TextIdentity:
 
 def resolve_data(tree: dict[str, Any]) -> DataSpec:
     values = dict(tree)
-    weights = {k: float(v) for k, v in (values.pop("weights", None) or {}).items()}
+    weights = values.pop("weights", None) or {}
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise UsageError(f"data.weights.{name} is {weight!r}; give a positive number")
+    weights = {name: float(weight) for name, weight in weights.items()}
     if values.get("kind") == "local":
         names = values.get("subsets") or None
         values["subsets"] = corpus.discover(Path(values["path"]), weights or None, names)

@@ -376,8 +376,8 @@ class Tracker:
         self._known[spec.key] = logged
         self._log_params(logged.run_id, {k: v for k, v in run_params(spec).items() if k not in logged.params})
         self._client.log_text(logged.run_id, json.dumps(provenance.get("config"), indent=2), "config/resolved.json")
-        if diff := provenance.get("git", {}).get("diff"):
-            self._client.log_text(logged.run_id, diff, "config/uncommitted.diff")
+        if (diff := folder.path / "code.diff").exists():
+            self._client.log_text(logged.run_id, diff.read_text("utf-8"), "config/uncommitted.diff")
         note: dict[str, Any] = {"run_id": logged.run_id, "start_ms": logged.start_ms, "offset": 0}
         note |= {"steps": dict(logged.steps), "missing": {}}
         self._write_note(folder, note)

@@ -47,7 +47,7 @@ def queued_folder(root: Path, spec: RunSpec) -> RunFolder:
     """The folder of a run that has not begun."""
     folder = RunFolder(root / "runs" / spec.key)
     provenance = {
-        "git": {"commit": "c0ffee", "dirty": False, "diff": ""},
+        "git": {"commit": "c0ffee", "dirty": False, "changed": []},
         "config": {"rung": spec.rung},
         "config_hash": "beef",
     }

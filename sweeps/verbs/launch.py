@@ -18,6 +18,8 @@ from sweeps.drive import (
     stop_runs,
     unfinished,
 )
+from sweeps.provenance import check_clean, code_state
+from sweeps.redact import redacted
 from sweeps.screen import Screen, console
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
@@ -28,6 +30,8 @@ from sweeps.track import Tracker
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     tree = compose(overrides).tree
     settings = settings_of(tree)
+    if settings.code.require_clean:
+        check_clean(code_state())
     study = load_study(compose, overrides)
     with sole_driver(settings):
         tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs)
@@ -41,7 +45,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         settings.root.mkdir(parents=True, exist_ok=True)
         check_space(missing, settings)
         make_folders(missing, settings)
-        tracker.open_sweep(yaml.safe_dump(tree, sort_keys=False))
+        tracker.open_sweep(yaml.safe_dump(redacted(tree), sort_keys=False))
         tracker.write_views(subset_names(study))
         train(study, missing, settings, Mirror(tracker, folders))
     return report_end(study, settings)
