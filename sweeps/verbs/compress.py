@@ -78,7 +78,7 @@ def held_out(path: Path, limit: int) -> bytes:
     pieces = Pieces(tokenizer_of(run_folder, folder.spec(), None))
     readers = [store.reader(name, "validation") for name in store.manifest["subsets"]]
     each = -(-limit // len(readers))  # a token is at least one byte, but for the ends of documents
-    return b"".join(pieces.decode(reader[: min(reader.tokens, each)])[:each] for reader in readers)[:limit]
+    return b"".join(pieces.decode(reader[0 : min(reader.tokens, each)])[:each] for reader in readers)[:limit]
 
 
 def measure(folders: Sequence[Path], text: Text) -> list[dict[str, Any]]:
