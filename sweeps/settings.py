@@ -44,6 +44,7 @@ class Settings:
     name: str  # of the sweep
     format: str = "table"
     watch: Any = "auto"
+    follow: bool = False
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
     launch: LaunchSettings = LaunchSettings()
@@ -72,7 +73,7 @@ class Settings:
 
 def settings_of(tree: dict[str, Any]) -> Settings:
     """The command's settings out of a composed config; the run's own keys are left to `sweeps.study`."""
-    names = ("output_root", "name", "format", "watch", "cluster", "tracking", "launch", "ui", "code")
+    names = ("output_root", "name", "format", "watch", "follow", "cluster", "tracking", "launch", "ui", "code")
     settings = build(Settings, {k: tree[k] for k in names}, "config")
     if settings.root.exists() and not settings.root.is_dir():
         raise UsageError(f"output_root is {settings.output_root}, which is a file; name a folder")

@@ -296,8 +296,9 @@ def work_through_runs(config: dict[str, Any]) -> None:
 def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
     """Train one run in this worker; how it ended. Only the run's own failures are outcomes, anything unforeseen ends the gang."""
     from gopher.train import train
+    from gopher.worker_log import worker_log
 
-    with folder.held() if rank == 0 else contextlib.nullcontext():
+    with folder.held() if rank == 0 else contextlib.nullcontext(), worker_log(folder.path, rank):
         try:
             state = train(folder, rank=rank, world=world, should_stop=folder.stop_requested)
         except GopherError as error:
