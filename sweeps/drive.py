@@ -153,6 +153,14 @@ def run_tasks(
     return statuses
 
 
+def first_trainings(runs: list[PlannedRun], settings: Settings, cluster: Capacity) -> list[Task]:
+    """The training tasks that start as soon as their data is there."""
+    tasks = tasks_of(runs)
+    capacity = check_capacity(tasks, cluster, settings)
+    ready = {t.key: Status(phase=schedule.WAITING if t.kind == "train" else schedule.DONE) for t in tasks}
+    return schedule.decide(tasks, ready, capacity)
+
+
 def check_capacity(tasks: list[Task], capacity: Capacity, settings: Settings) -> Capacity:
     too_large = schedule.impossible(tasks, capacity)
     if too_large:

@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine starve the training
     "OMP_NUM_THREADS": "1",
@@ -81,10 +82,9 @@ class RayBackend:
         total = self.ray.cluster_resources()
         return Capacity(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)))
 
-    def warm(self, tasks: list[Task], count: int) -> None:
-        """Start gangs for the first `count` tasks before their data is ready."""
-        for task in tasks[:count]:
-            self._gangs.append(Gang(self.ray, task, self._scratch, self._report))
+    def warm(self, tasks: list[Task]) -> None:
+        """Start the gangs of `tasks` before their data is ready."""
+        self._gangs += [Gang(self.ray, task, self._scratch, self._report) for task in tasks]
 
     def submit(self, task: Task, job: DataJob | TrainJob) -> None:
         if isinstance(job, DataJob):
@@ -178,12 +178,12 @@ class Gang:
 
     def _fit(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
 
         workers, cpus, gpus = self.shape
         resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
         name = f"gang-{id(self):x}-{os.getpid()}"
-        trainer = TorchTrainer(
+        trainer = lean_trainer()(
             work_through_runs,
             train_loop_config={"mailbox": self._mailbox},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -238,6 +238,22 @@ class Gang:
             with contextlib.suppress(Exception):
                 self.ray.kill(self._mailbox)
             self._thread.join(timeout=GANG_END_SECONDS)
+
+
+def lean_trainer() -> Any:
+    """`TorchTrainer` without two of the actors that it starts per gang: 6 CPU seconds each pair on a laptop.
+
+    One hands out Ray datasets, of which a run has none. The other frees the gang's cores should the trainer die alone;
+    here trainer and driver end together, and Ray frees what a driver held.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            unneeded = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unneeded]
+
+    return LeanTrainer
 
 
 class Mailbox:

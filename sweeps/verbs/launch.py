@@ -1,15 +1,17 @@
 """`gopher launch`: train what a sweep is missing, mirror it to MLflow, and say what to do next."""
 
-import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import yaml
 
 from gopher.errors import SetupError
 from gopher.record import RunFolder
+from sweeps.backends import Backend
 from sweeps.drive import (
     Mirror,
     check_space,
+    first_trainings,
     make_folders,
     raise_if_all_alike,
     raise_if_failed,
@@ -20,6 +22,7 @@ from sweeps.drive import (
 )
 from sweeps.provenance import check_clean, code_state
 from sweeps.redact import redacted
+from sweeps.schedule import Status
 from sweeps.screen import Screen, console
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
@@ -30,10 +33,10 @@ from sweeps.track import Tracker
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     tree = compose(overrides).tree
     settings = settings_of(tree)
+    study = load_study(compose, overrides)
     if settings.code.require_clean:
         check_clean(code_state())
-    study = load_study(compose, overrides)
-    with sole_driver(settings):
+    with sole_driver(settings), ThreadPoolExecutor(max_workers=1) as background:
         tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs)
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
         missing = unfinished(study, settings)
@@ -45,41 +48,63 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         settings.root.mkdir(parents=True, exist_ok=True)
         check_space(missing, settings)
         make_folders(missing, settings)
-        tracker.open_sweep(yaml.safe_dump(redacted(tree), sort_keys=False))
-        tracker.write_views(subset_names(study))
-        train(study, missing, settings, Mirror(tracker, folders))
+        # A new database takes MLflow seconds, starting Ray takes others: both at once.
+        config = yaml.safe_dump(redacted(tree), sort_keys=False)
+        opened = background.submit(open_tracking, tracker, config, subset_names(study))
+        train(study, missing, settings, tracker, opened)
     return report_end(study, settings)
 
 
-def train(study: Study, missing: list[PlannedRun], settings: Settings, mirror: Mirror) -> None:
+def open_tracking(tracker: Tracker, config: str, subsets: list[str]) -> None:
+    tracker.open_sweep(config)
+    tracker.write_views(subsets)
+
+
+def train(
+    study: Study, missing: list[PlannedRun], settings: Settings, tracker: Tracker, opened: "Future[None]"
+) -> None:
     """Run the tasks with the screen on; whatever happens, what was logged is delivered and Ray is closed."""
     screen = Screen(study.name, live=settings.watch is not False and console(stderr=True).is_terminal)
     try:
-        if missing:
-            run_on_ray(study, missing, settings, screen)
+        backend = start_ray(study, missing, settings, screen) if missing else None
+        try:
+            opened.result()
+            mirror = Mirror(tracker, [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs])
+            try:
+                statuses = run_on(backend, study, missing, settings, screen) if backend else {}
+            finally:
+                undelivered = mirror.finish(settings.launch.patience_seconds)
+        finally:
+            if backend:
+                backend.close()
     finally:
         screen.close()
-        undelivered = mirror.finish(settings.launch.patience_seconds)
-        if undelivered and sys.exc_info()[0] is None:
-            raise SetupError(undelivered)
+    raise_if_all_alike(statuses)
+    if undelivered:
+        raise SetupError(undelivered)
 
 
-def run_on_ray(study: Study, missing: list[PlannedRun], settings: Settings, screen: Screen) -> None:
+def start_ray(study: Study, missing: list[PlannedRun], settings: Settings, screen: Screen) -> Backend:
+    """Ray, with the gangs of the first runs on their way while tracking opens and text is prepared."""
     from sweeps.backends.ray import RayBackend
 
     screen.say(
         f"{study.name}: {len(missing)} of {len(study.runs)} runs to train; starting Ray ({settings.cluster.address})"
     )
     backend = RayBackend(settings.cluster, settings.root / "ray")
+    backend.warm(first_trainings(missing, settings, backend.capacity))
+    return backend
+
+
+def run_on(
+    backend: Backend, study: Study, missing: list[PlannedRun], settings: Settings, screen: Screen
+) -> dict[str, Status]:
     try:
-        statuses = run_tasks(study, missing, settings, backend, screen)
+        return run_tasks(study, missing, settings, backend, screen)
     except KeyboardInterrupt:
         screen.say("stopping: runs write a checkpoint first; Ctrl-C again to leave at once")
         stop_runs(backend, missing, settings)
         raise
-    finally:
-        backend.close()
-    raise_if_all_alike(statuses)
 
 
 def report_end(study: Study, settings: Settings) -> int:
