@@ -82,7 +82,7 @@ def decompress(rung: Rung, coded: bytes) -> bytes:
             decoder.take(start, int(total[row, token]) - start)
             tokens[at] = token
         predictor.push(tokens[column])
-    raw = Pieces(rung.tokenizer).decode(tokens)
+    raw = rung.tokenizer.to_bytes(tokens.tolist())
     if len(raw) != n_bytes or digest(raw) != data_digest:
         raise UsageError(
             "the decoded bytes are not those that were compressed; the file is damaged, or it was made with another machine, "
@@ -170,8 +170,7 @@ class Pieces:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.bytes_of = tokenizer.pieces()
-        self.byte_token = {piece[0]: token for token, piece in self.bytes_of.items() if tokenizer.is_byte(token)}
+        self.byte_token = {piece[0]: token for token, piece in tokenizer.pieces.items() if tokenizer.is_byte(token)}
 
     def encode(self, raw: bytes) -> list[int]:
         """Parts that the tokenizer does not give back (no UTF-8, or changed by normalisation) are halved down to bytes."""
@@ -188,11 +187,7 @@ class Pieces:
             tokens = self.tokenizer.encode([raw.decode()])[0].tolist()
         except UnicodeDecodeError:
             return None
-        return tokens if self.decode(tokens) == raw else None
-
-    def decode(self, tokens: "Ints | list[int]") -> bytes:
-        """The bytes that tokens stand for; control tokens stand for none."""
-        return b"".join(self.bytes_of.get(int(token), b"") for token in tokens)
+        return tokens if self.tokenizer.to_bytes(tokens) == raw else None
 
     def count_bytes(self, tokens: Ints) -> int:
         return int(np.isin(tokens, list(self.byte_token.values())).sum())

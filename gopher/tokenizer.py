@@ -11,6 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ class Tokenizer:
         text = self._processor.decode([int(t) for t in tokens])
         return str(text)
 
+    @cached_property
     def pieces(self) -> dict[int, bytes]:
         """The bytes of every token that stands for any."""
         spelled = {t: self._processor.id_to_piece(t) for t in range(self.vocab_size) if self.token_bytes[t]}
@@ -135,6 +137,10 @@ class Tokenizer:
             t: bytes([int(piece[3:5], 16)]) if self.is_byte(t) else piece.replace(META, " ").encode()
             for t, piece in spelled.items()
         }
+
+    def to_bytes(self, tokens: Iterable[int]) -> bytes:
+        """The bytes that tokens stand for; control tokens stand for none."""
+        return b"".join(self.pieces.get(int(token), b"") for token in tokens)
 
     def is_byte(self, token: int) -> bool:
         """Whether the token stands for one byte that no piece covers."""

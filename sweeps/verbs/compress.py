@@ -68,17 +68,16 @@ def text_of(tree: dict[str, Any], run_folder: Path) -> Text:
 
 
 def held_out(path: Path, limit: int) -> bytes:
-    from gopher.compress import Pieces
     from gopher.data import TokenStore
     from gopher.inference import place, tokenizer_of
 
     run_folder, _ = place(path, None)
     folder = RunFolder(run_folder)
     store = TokenStore.open(folder.placement().data_dir)
-    pieces = Pieces(tokenizer_of(run_folder, folder.spec(), None))
+    tokenizer = tokenizer_of(run_folder, folder.spec(), None)
     readers = [store.reader(name, "validation") for name in store.manifest["subsets"]]
     each = -(-limit // len(readers))  # a token is at least one byte, but for the ends of documents
-    return b"".join(pieces.decode(reader[0 : min(reader.tokens, each)])[:each] for reader in readers)[:limit]
+    return b"".join(tokenizer.to_bytes(reader[0 : min(reader.tokens, each)])[:each] for reader in readers)[:limit]
 
 
 def measure(folders: Sequence[Path], text: Text) -> list[dict[str, Any]]:

@@ -1,0 +1,74 @@
+"""Text in, text out: a rung continues prompts until a stop string, the end of a document or a number of tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gopher.errors import UsageError
+from gopher.generate import generate
+from gopher.inference import Rung
+from gopher.sampling import Sampling
+from gopher.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    text: str  # up to the stop string, which is not part of it
+    stopped: bool  # by a stop string or the end of a document, not by the number of tokens
+    cut_tokens: int  # of the prompt's beginning, which did not fit in the context
+
+
+def complete(
+    rung: Rung,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    until: Sequence[str] = (),
+    sampling: Sampling = Sampling(temperature=0),  # noqa: B008  # frozen
+    batch_rows: int = 64,
+) -> list[Completion]:
+    """The continuation of each prompt; an empty one is the end of the document before. Prompts that are too long lose their beginning, as in lm-evaluation-harness.
+
+    Raises `UsageError` when `max_new_tokens` leaves no room for a prompt.
+    """
+    if not 1 <= max_new_tokens < rung.context:
+        raise UsageError(
+            f"{max_new_tokens} new tokens are asked for with a context of {rung.context}; ask for 1 to {rung.context - 1}"
+        )
+    if "" in until:
+        raise UsageError("a stop string is empty; leave it out or name some text")
+    stops = [stop.encode() for stop in until]
+    room = rung.context - max_new_tokens
+    whole = [tokens.tolist() or [rung.tokenizer.eos] for tokens in rung.tokenizer.encode(list(prompts))]
+    new = generate(
+        rung.reader,
+        [tokens[-room:] for tokens in whole],
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        is_done=ends(rung.tokenizer, stops),
+        batch_rows=batch_rows,
+    )
+    return [
+        finished(rung.tokenizer, tokens, stops, max(0, len(prompt) - room))
+        for tokens, prompt in zip(new, whole, strict=True)
+    ]
+
+
+def ends(tokenizer: Tokenizer, stops: Sequence[bytes]) -> Callable[[list[int]], bool]:
+    """Whether the newest token ends a text: the end of a document, or the last byte of a stop string within it."""
+    longest = max(
+        (len(stop) for stop in stops), default=0
+    )  # a token is at least one byte, so this many tokens are enough
+
+    def is_done(tokens: list[int]) -> bool:
+        tail = tokenizer.to_bytes(tokens[-longest:]) if stops else b""
+        return tokens[-1] == tokenizer.eos or any(stop in tail for stop in stops)
+
+    return is_done
+
+
+def finished(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[bytes], cut_tokens: int) -> Completion:
+    raw = tokenizer.to_bytes(tokens)
+    found = [at for at in (raw.find(stop) for stop in stops) if at >= 0]
+    text = raw[: min(found)] if found else raw
+    stopped = bool(found) or tokens[-1] == tokenizer.eos
+    return Completion(text=text.decode(errors="replace"), stopped=stopped, cut_tokens=cut_tokens)
