@@ -67,12 +67,18 @@ def task_from(values: dict[str, Any]) -> TaskSettings:
         if key in values:
             given = values[key]
             names = [given] if isinstance(given, str) else given
-            values[key] = (
-                {str(k): float(v) for k, v in names.items()}
-                if isinstance(names, Mapping)
-                else dict.fromkeys(map(str, names), 1.0)
-            )
+            weighted = names if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
+            values[key] = {str(name): weight(key, name, value) for name, value in weighted.items()}
     return TaskSettings(**values)
+
+
+def weight(key: str, name: Any, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"task.{key} gives {name} the weight '{value}', which is no number; write {{NAME: 0.5}}, a colon inside a name as \\:"
+        ) from None
 
 
 def setting(key: str, value: Any) -> Any:

@@ -1,27 +1,50 @@
-"""Proves that every published or reference fit in the shared scaling data is reproduced, through the path of the command line.
+"""Proves that every published or reference fit in the shared scaling data is reproduced by `gopher fit`.
 
-Plain values in (`request_from`), JSON out (`dumps(to_json(...))`), read back. The data are not part of the repository:
-without the folder `shared/scaling_data` beside it the tests are skipped.
+Each record is fitted by the command itself, from its words to the JSON that it prints (in this process; one record in a
+process of its own). The data are not part of the repository: without the folder `shared/scaling_data` beside it the
+tests are skipped.
 """
 
+import contextlib
+import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis.command import request_from, run_fit
-from analysis.result import dumps, to_json
+from sweeps.cli import run_verb
 
 DATA = Path(__file__).parents[2] / "shared" / "scaling_data"
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="shared/scaling_data is not beside the repository")
 FAST = {"bootstrap": 0, "holdout": 0, "sensitivity": False}
 
 
-def run(file, **values):
+def word(value):
+    """A value in the grammar of Hydra's overrides."""
+    if isinstance(value, str):
+        return '"' + value.replace('"', '\\"') + '"'
+    if isinstance(value, dict):
+        names = [k.replace(":", "\\:") for k in value]
+        return "{" + ", ".join(f"{k}: {word(v)}" for k, v in zip(names, value.values(), strict=True)) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(word(v) for v in value) + "]"
+    return "null" if value is None else repr(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def words(file, **values):
     points = [str(DATA / f) for f in file] if isinstance(file, list) else str(DATA / file)
-    return json.loads(dumps(to_json(run_fit(request_from({"points": points, **FAST, **values})))))
+    return [f"{k}={word(v)}" for k, v in {"format": "json", "points": points, **FAST, **values}.items()]
+
+
+def run(file, **values):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run_verb("fit", words(file, **values)) == 0
+    return json.loads(out.getvalue())
 
 
 def expected(record):
@@ -258,3 +281,10 @@ def test_dense_ladder_and_its_hold_outs():
     for rungs, key in {5: "hold_out_1p3B_from_5", 4: "from_4"}.items():
         assert abs(errors["power_law_offset", rungs] - want[key]["offset_pct"]) < 0.05
         assert abs(errors["power_law", rungs] - want[key]["no_offset_pct"]) < 0.05
+
+
+def test_the_installed_command_prints_one_json_object_and_nothing_else():
+    told = words("chinchilla_epoch.csv", law="chinchilla", where="split=='fit240'")
+    done = subprocess.run([sys.executable, "-m", "sweeps.cli", "fit", *told], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert_approach3(json.loads(done.stdout), expected("besiroglu240_huber"))
