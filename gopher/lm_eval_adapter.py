@@ -1,0 +1,111 @@
+"""A checkpoint as a model of lm-evaluation-harness; its own command line, with this model known by the name `gopher`:
+
+    python -m gopher.lm_eval_adapter --model gopher --model_args checkpoint=RUN_DIR --tasks TASK --include_path DIR
+
+The harness has no way to name models from outside, so the module registers ours and hands over; all of its options
+work. From Python: `lm_eval.simple_evaluate(GopherLM(checkpoint=RUN_DIR), ...)`. Never use its `--use_cache`: its key
+does not hold the model, so a second checkpoint gets the first one's answers.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+from gopher.completion import complete
+from gopher.inference import Rung, open_rung
+from gopher.sampling import Sampling
+from gopher.score import score, score_documents
+
+
+@register_model("gopher")
+class GopherLM(TemplateLM):
+    """Scores and continues text with one checkpoint. An empty context is the end of the document before."""
+
+    def __init__(
+        self,
+        checkpoint: Any = None,
+        step: int | None = None,
+        device: str | None = None,
+        seed: int = 0,
+        batch_tokens: int = 4096,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        rung: Rung | None = None,
+    ) -> None:
+        """`batch_size` and `max_batch_size` are taken because the harness passes them; batches are by tokens here."""
+        super().__init__()
+        usable = device if device and torch.cuda.is_available() else "cpu"  # the harness says cuda wherever it runs
+        self.rung = rung or open_rung(str(checkpoint), step=step, device=usable)
+        self.seed, self.batch_tokens = int(seed), int(batch_tokens)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.rung.tokenizer.eos
+
+    @property
+    def max_length(self) -> int:
+        return self.rung.context
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.rung.tokenizer.sha256
+
+    @property
+    def device(self) -> torch.device:
+        return self.rung.reader.device
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> list[int]:
+        return self.rung.tokenizer.encode([string])[0].tolist()
+
+    def _loglikelihood_tokens(self, requests: Any, **_kwargs: Any) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        found = score(self.rung.reader, pairs, batch_tokens=self.batch_tokens)
+        return [(s.log_prob, s.is_greedy) for s in found]
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        """Windows of a whole context without overlap, as the harness's own models do it."""
+        texts = [request.args[0] for request in requests]
+        documents = [tokens.astype(np.int64) for tokens in self.rung.tokenizer.encode(texts)]
+        found = score_documents(
+            self.rung.reader,
+            documents,
+            first_token=self.eot_token_id,
+            stride=self.max_length,
+            batch_tokens=self.batch_tokens,
+        )
+        return [s.log_prob for s in found]
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Continuations; at most half the context is new, so that a prompt has the other half."""
+        groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            groups[how(request.args[1], self.max_length // 2)].append(i)
+        texts = [""] * len(requests)
+        for (until, count, temperature, top_p), members in groups.items():
+            sampling = Sampling(temperature=temperature, top_p=top_p, seed=self.seed)
+            prompts = [requests[i].args[0] for i in members]
+            made = complete(self.rung, prompts, max_new_tokens=count, until=until, sampling=sampling)
+            for i, completion in zip(members, made, strict=True):
+                texts[i] = completion.text
+        return texts
+
+
+def how(options: dict[str, Any], most_tokens: int) -> tuple[tuple[str, ...], int, float, float]:
+    """(stop strings, new tokens, temperature, top_p) of the harness's generation options."""
+    until = options.get("until") or []
+    stops: Sequence[str] = [until] if isinstance(until, str) else until
+    count = min(int(options.get("max_gen_toks", 256)), most_tokens)
+    sampled = bool(options.get("do_sample", False))
+    temperature = float(options.get("temperature", 1.0)) if sampled else 0.0
+    return tuple(stop for stop in stops if stop), max(1, count), temperature, float(options.get("top_p", 1.0))
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
