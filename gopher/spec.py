@@ -25,6 +25,11 @@ def require(ok: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def plain_name(name: str) -> bool:
+    """Whether `name` can be a file's name that stays in its folder."""
+    return bool(name) and not name.startswith(".") and all(c.isalnum() or c in "_.-" for c in name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Shape of the transformer (Rae et al. 2021, Table 1): d_ff = 4 d_model, tied embeddings, TXL relative attention."""
@@ -227,6 +232,11 @@ class RunSpec:
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
+        for name in ("rung", "tokenizer_key", "data_key"):  # they name folders and MLflow runs
+            require(
+                plain_name(getattr(self, name)),
+                f"{name} is {getattr(self, name)!r}; use letters, digits, '_', '-' and '.'",
+            )
         require(
             self.model.vocab_size == self.tokenizer.vocab_size,
             f"model.vocab_size is {self.model.vocab_size} but tokenizer.vocab_size is {self.tokenizer.vocab_size}; make them equal",

@@ -9,7 +9,7 @@ from typing import Any
 from gopher import corpus, data
 from gopher.errors import UsageError, did_you_mean
 from gopher.identity import flatten
-from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build
+from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build, plain_name
 from sweeps.compose import Composed, compose, groups, hydra_session
 
 RUN_SECTIONS = ("model", "optim", "batch", "precision", "evaluation")
@@ -69,12 +69,7 @@ def study_of(overrides: Sequence[str]) -> Study:
 
 
 def check_name(name: Any) -> str:
-    if (
-        not isinstance(name, str)
-        or not name
-        or not all(c.isalnum() or c in "_.-" for c in name)
-        or name.startswith(".")
-    ):
+    if not isinstance(name, str) or not plain_name(name):
         raise UsageError(
             f"name is {name!r}; use letters, digits, '_', '-' and '.', it names a folder and an MLflow experiment"
         )
