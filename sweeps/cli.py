@@ -22,6 +22,7 @@ VERBS = {
     "forecast": "freeze a prediction before its run, score it afterwards: gopher forecast freeze|score|list",
     "suggest": "which run narrows the target's interval most per unit of cost",
     "compress": "lossless compression by each rung against gzip and LZMA, checked bit for bit",
+    "doctor": "what on this machine would keep a sweep from running, with cures",
     "ui": "MLflow on loopback, with a link to the dashboard",
 }
 USAGE = """usage: gopher VERB [group=choice] [key=value ...]

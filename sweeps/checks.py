@@ -1,0 +1,341 @@
+"""The checks of `gopher doctor`: each looks at one thing and says what it found, its verdict, and the cure.
+
+Nothing is started and nothing is changed; a server that does not answer costs at most a second. The slow imports
+(torch, mlflow) are avoided by asking the files and sockets they would use.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gopher.record import RunFolder
+from sweeps.redact import hide_secrets
+from sweeps.settings import Settings
+
+OK, NOTE, WARN, FAIL = "ok", "note", "warn", "fail"
+ANSWER_SECONDS = 1.0
+MIN_FREE_BYTES, MIN_MEMORY_BYTES = 2 * 2**30, 4 * 2**30
+STALE_SECONDS = 600.0
+SUM_BUDGET_SECONDS = 1.5  # spent on checksums of checkpoints; the rest is named as not read
+SUM_BYTES_PER_SECOND = 5e8
+EXTRAS = {"datasets": "hub", "lm_eval": "evals", "psycopg": "postgres", "triton": "make triton"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    name: str
+    verdict: str  # ok | note | warn | fail
+    found: str
+    cure: str | None = None
+
+
+def all_checks(settings: Settings) -> list[Check]:
+    """Every check in the order of a first start; a check that itself breaks is a warning with its error."""
+    steps: list[Callable[[Settings], Check]] = [
+        python, packages, extras, gpu, cores, memory, disk, writing, clock, ray, store, port, locks, checkpoints
+    ]  # fmt: skip
+    checks = []
+    for step in steps:
+        try:
+            checks.append(step(settings))
+        except Exception as error:  # one broken check must not hide the others
+            checks.append(
+                Check(name=step.__name__, verdict=WARN, found=hide_secrets(f"{type(error).__name__}: {error}"))
+            )
+    return checks
+
+
+def python(settings: Settings) -> Check:
+    found = f"{platform.python_version()} at {sys.executable}"
+    if not sys.flags.isolated and os.environ.get("PYTHONPATH"):
+        return Check(
+            name="python", verdict=NOTE, found=f"{found}, PYTHONPATH is set", cure="unset it if imports go wrong"
+        )
+    return Check(name="python", verdict=OK, found=found)
+
+
+def packages(settings: Settings) -> Check:
+    """Installed versions against what this package declares."""
+    from packaging.requirements import Requirement
+
+    wrong, count = [], 0
+    for text in importlib.metadata.requires("gopher-sweeps") or []:
+        needed = Requirement(text)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        count += 1
+        try:
+            version = importlib.metadata.version(needed.name)
+            if not needed.specifier.contains(version, prereleases=True):
+                wrong.append(f"{needed.name} {version} is not {needed.specifier}")
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{needed.name} is missing")
+    if wrong:
+        return Check(name="packages", verdict=FAIL, found="; ".join(wrong), cure="pip install -r requirements.lock")
+    return Check(name="packages", verdict=OK, found=f"all {count} requirements are met")
+
+
+def extras(settings: Settings) -> Check:
+    there = {module: importlib.util.find_spec(module) is not None for module in EXTRAS}
+    missing = [f"{module} ({EXTRAS[module]})" for module, found in there.items() if not found]
+    found = ", ".join(module for module, here in there.items() if here) or "none"
+    if missing:
+        return Check(
+            name="extras",
+            verdict=NOTE,
+            found=f"{found}; without {', '.join(missing)}",
+            cure="needed only for what they are named after",
+        )
+    return Check(name="extras", verdict=OK, found=found)
+
+
+def gpu(settings: Settings) -> Check:
+    """GPUs as the driver shows them; asking torch would cost seconds."""
+    torch = importlib.metadata.version("torch")
+    try:
+        words = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=3)
+    except (OSError, subprocess.TimeoutExpired):
+        done = None
+    if done is None or done.returncode != 0:
+        return Check(name="gpu", verdict=NOTE, found=f"no CUDA device; torch {torch}; plain attention on the CPU")
+    found = f"{'; '.join(done.stdout.split(chr(10))[:-1])}; torch {torch}"
+    if torch.endswith("+cpu"):
+        cure = "install torch's CUDA build: pip install torch --index-url https://download.pytorch.org/whl/cu128"
+        return Check(name="gpu", verdict=WARN, found=found + ", which is built without CUDA", cure=cure)
+    path = "Triton kernel" if importlib.util.find_spec("triton") else "plain attention"
+    return Check(name="gpu", verdict=OK, found=f"{found}; {path}")
+
+
+def cores(settings: Settings) -> Check:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    found = f"{usable} usable, load {load:.1f}"
+    if load > 2 * usable:
+        return Check(
+            name="cores", verdict=WARN, found=found, cure="other work takes the cores; runs will be slow, not wrong"
+        )
+    return Check(name="cores", verdict=OK, found=found)
+
+
+def memory(settings: Settings) -> Check:
+    import psutil
+
+    have = psutil.virtual_memory()
+    found = f"{have.available / 2**30:.1f} of {have.total / 2**30:.1f} GB free"
+    if have.available < MIN_MEMORY_BYTES:
+        return Check(name="memory", verdict=WARN, found=found, cure="free 4 GB, or set launch.max_parallel_runs=1")
+    return Check(name="memory", verdict=OK, found=found)
+
+
+def disk(settings: Settings) -> Check:
+    """Space under the output root, and in shared memory, where Ray keeps its objects."""
+    root = existing(settings.root)
+    free = shutil.disk_usage(root).free
+    found = f"{free / 2**30:.1f} GB free under {root}"
+    if free < MIN_FREE_BYTES:
+        return Check(name="disk", verdict=FAIL, found=found, cure="free some space or set output_root=DIR")
+    return Check(name="disk", verdict=OK, found=found)
+
+
+def writing(settings: Settings) -> Check:
+    root = existing(settings.root)
+    try:
+        with tempfile.TemporaryFile(dir=root) as file:
+            file.write(b"x")
+    except OSError as error:
+        cure = "give yourself the right to write there or set output_root=DIR"
+        return Check(name="write", verdict=FAIL, found=f"{root}: {error.strerror}", cure=cure)
+    return Check(name="write", verdict=OK, found=str(settings.root))
+
+
+def existing(path: Path) -> Path:
+    """The nearest folder that exists: nothing is made here."""
+    return next(p for p in (path, *path.parents) if p.is_dir())
+
+
+def clock(settings: Settings) -> Check:
+    """This machine's clock against the file system's: leases and states on a shared folder compare the two."""
+    with tempfile.NamedTemporaryFile(dir=existing(settings.root)) as file:
+        apart = abs(os.stat(file.name).st_mtime - time.time())
+    if apart > 5 or time.time() < 1.7e9:
+        return Check(
+            name="clock", verdict=WARN, found=f"{apart:.0f} s from the file server's", cure="set the clock (NTP)"
+        )
+    return Check(name="clock", verdict=OK, found=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+
+
+def ray(settings: Settings) -> Check:
+    """A local Ray is started when needed; a cluster must answer at its address."""
+    version = f"ray {importlib.metadata.version('ray')}"
+    off = os.environ.get("RAY_AUTH_MODE", "") == "disabled"
+    if off:
+        return Check(
+            name="ray",
+            verdict=WARN,
+            found=f"{version}, RAY_AUTH_MODE=disabled",
+            cure="unset RAY_AUTH_MODE: anybody who reaches the port can run code",
+        )
+    if settings.cluster.address == "local":
+        return Check(name="ray", verdict=OK, found=f"{version}, started locally at launch")
+    address = os.environ.get("RAY_ADDRESS", "") if settings.cluster.address == "auto" else settings.cluster.address
+    address = address or current_ray()
+    if not address:
+        return Check(name="ray", verdict=FAIL, found="no Ray runs here", cure="ray start --head, or set RAY_ADDRESS")
+    host, _, number = address.rpartition("://")[2].rpartition(":")
+    if not answers(host, int(number or 6379)):
+        return Check(
+            name="ray",
+            verdict=FAIL,
+            found=f"{address} does not answer",
+            cure="ray start --head there, or cluster=local",
+        )
+    return Check(name="ray", verdict=OK, found=f"{version} at {address}")
+
+
+def current_ray() -> str:
+    """The address that a `ray start` on this machine left behind."""
+    with contextlib.suppress(OSError):
+        return (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").read_text("utf-8").strip()
+    return ""
+
+
+def answers(host: str, number: int) -> bool:
+    try:
+        with socket.create_connection((host, number), timeout=ANSWER_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def store(settings: Settings) -> Check:
+    """Whether MLflow's store can be reached, and its schema read when it is a file."""
+    uri, shown = settings.tracking_uri, hide_secrets(settings.tracking_uri)
+    if uri.startswith("sqlite:///"):
+        return sqlite_store(Path(uri.removeprefix("sqlite:///")))
+    parts = urlsplit(uri)
+    if not parts.hostname:
+        return Check(
+            name="mlflow",
+            verdict=FAIL,
+            found=f"{shown} names no host",
+            cure="leave tracking.uri unset for sqlite, or name a server",
+        )
+    default = {"https": 443, "http": 80}.get(parts.scheme, 5432)
+    if not answers(parts.hostname, parts.port or default):
+        return Check(
+            name="mlflow",
+            verdict=FAIL,
+            found=f"{shown} does not answer",
+            cure="start it, mend tracking.uri, or leave it unset for sqlite",
+        )
+    if parts.scheme.startswith("postgresql") and importlib.util.find_spec("psycopg") is None:
+        return Check(
+            name="mlflow", verdict=FAIL, found=f"{shown} needs psycopg", cure="pip install 'gopher-sweeps[postgres]'"
+        )
+    return Check(name="mlflow", verdict=OK, found=f"{shown} answers")
+
+
+def sqlite_store(path: Path) -> Check:
+    if not path.exists():
+        return Check(name="mlflow", verdict=OK, found=f"{path}, made at the first launch")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=ANSWER_SECONDS)) as base:
+            ((schema,),) = base.execute("SELECT version_num FROM alembic_version").fetchall()
+            ((runs,),) = base.execute("SELECT count(*) FROM runs").fetchall()
+    except (sqlite3.Error, ValueError) as error:
+        return Check(
+            name="mlflow",
+            verdict=FAIL,
+            found=f"{path} is no MLflow store ({error})",
+            cure="move it away; a new one is made",
+        )
+    return Check(name="mlflow", verdict=OK, found=f"{path}, schema {schema}, {runs} runs")
+
+
+def port(settings: Settings) -> Check:
+    number = settings.ui.port
+    if answers("127.0.0.1", number):
+        return Check(name="port", verdict=WARN, found=f"{number} is taken", cure=f"gopher ui ui.port={number + 1}")
+    return Check(name="port", verdict=OK, found=f"{number} is free for gopher ui")
+
+
+def locks(settings: Settings) -> Check:
+    """Runs that say they are being trained while nobody holds them, and sweeps whose lease has not been renewed."""
+    stale = []
+    for folder in run_folders(settings):
+        state = folder.state()
+        if state is not None and state.state == "running" and not folder.is_held():
+            stale.append(f"run {folder.path.name} was interrupted")
+    for lease in sorted((settings.root / "sweeps").glob("*/lease*.json")):
+        if time.time() - lease.stat().st_mtime > STALE_SECONDS:
+            stale.append(f"the lease of {lease.parent.name} is old")
+    if stale:
+        return Check(name="locks", verdict=WARN, found=some(stale), cure="gopher launch takes them over and goes on")
+    return Check(name="locks", verdict=OK, found="no interrupted run, no old lease")
+
+
+def checkpoints(settings: Settings) -> Check:
+    """Newest checkpoints against their recorded sizes and SHA-256 sums, the latest runs first, as far as the time allows."""
+    broken, read, unread = [], 0, 0
+    until = time.monotonic() + SUM_BUDGET_SECONDS
+    markers = sorted(
+        (p for f in run_folders(settings) for p in sorted(f.checkpoints.glob("[0-9]*/complete.json"))[-1:]),
+        key=lambda p: -p.stat().st_mtime,
+    )
+    for marker in markers:
+        fault = fault_of(marker, until)
+        if fault is None:
+            unread += 1
+        else:
+            read += 1
+            broken += [f"{marker.parent} ({fault})"] if fault else []
+    rest = f", {unread} checked by size only" if unread else ""
+    if broken:
+        return Check(name="checkpoints", verdict=WARN, found=some(broken), cure="the run goes on from the one before")
+    return Check(name="checkpoints", verdict=OK, found=f"{read} newest ones are intact{rest}")
+
+
+def fault_of(marker: Path, until: float) -> str | None:
+    """What is wrong with a checkpoint, "" when nothing is; None when time ran out before its sums were read."""
+    from hashlib import file_digest
+
+    try:
+        files = json.loads(marker.read_text("utf-8"))["files"]
+        for name, mark in files.items():
+            path = marker.parent / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != mark["bytes"]:
+                return f"{name} is truncated"
+        for name, mark in files.items():
+            if time.monotonic() + mark["bytes"] / SUM_BYTES_PER_SECOND > until:
+                return None
+            with open(marker.parent / name, "rb") as file:
+                if file_digest(file, "sha256").hexdigest() != mark["sha256"]:
+                    return f"{name} has another SHA-256"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its marker cannot be read: {type(error).__name__}"
+    return ""
+
+
+def run_folders(settings: Settings) -> Iterator[RunFolder]:
+    return (RunFolder(p.parent) for p in sorted((settings.root / "runs").glob("*/spec.json")))
+
+
+def some(words: list[str]) -> str:
+    return "; ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
