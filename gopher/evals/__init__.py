@@ -1,0 +1,1 @@
+"""Evaluation: tasks compiled into request bundles, their scores, what training text they overlap with."""
