@@ -24,6 +24,7 @@ VERBS = {
     "compress": "lossless compression by each rung against gzip and LZMA, checked bit for bit",
     "doctor": "what on this machine would keep a sweep from running, with cures",
     "ui": "MLflow on loopback, with a link to the dashboard",
+    "completion": "the TAB key's script: source <(gopher completion bash), or zsh",
 }
 USAGE = """usage: gopher VERB [group=choice] [key=value ...]
 
@@ -42,9 +43,14 @@ def main() -> int:
     """The console script: the exit code of the verb; every error is one sentence on stderr."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:8} {what}" for verb, what in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())))
         return 0 if arguments else 2
     try:
+        if arguments[0] == "__complete":
+            from sweeps.completion import candidates
+
+            print("\n".join(candidates(" ".join(arguments[1:]), list(VERBS))), flush=True)
+            return 0
         return run_verb(arguments[0], arguments[1:])
     except GopherError as error:
         print(f"gopher: {hide_secrets(str(error))}", file=sys.stderr)
@@ -72,6 +78,11 @@ def os_sentence(error: OSError) -> str:
 def run_verb(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise UsageError(f"no verb '{verb}'{did_you_mean(verb, list(VERBS))}; `gopher --help` lists them")
+    if verb == "completion" and words[:1] not in (["-h"], ["--help"]):
+        from sweeps.completion import script
+
+        print(script(words))
+        return 0
     if words and words[0] in ("-h", "--help"):
         print(f"gopher {verb}: {VERBS[verb]}\n\nKeys and groups: `gopher {verb} --cfg`; examples: `gopher --help`")
         return 0

@@ -1,61 +1,120 @@
-"""Proves: text continues up to a stop string wherever tokens cut it, prompts that are too long lose their beginning, wrong requests are refused."""
+"""The TAB key: every kind of word completes, in a real bash, quickly, and without a heavy import."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-import torch
-from rungs import trained_run
 
-from gopher.completion import complete, ends
 from gopher.errors import UsageError
-from gopher.inference import Rung, open_rung
-from gopher.sampling import Sampling
+from sweeps.cli import VERBS
+from sweeps.completion import ZSH, candidates, keys, script
+from sweeps.compose import hydra_session, known_keys
 
-torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def rung(tmp_path_factory: pytest.TempPathFactory) -> Rung:
-    return open_rung(trained_run(tmp_path_factory.mktemp("completion")))
+VENV = Path(sys.executable).parent
 
 
-def test_a_stop_string_ends_the_text(rung: Rung) -> None:
-    sampling = Sampling(seed=4)
-    prompts = ["The Congress", "", "It is hereby", "In the"]
-    whole = complete(rung, prompts, max_new_tokens=40, sampling=sampling)
-    stop = whole[0].text[9:12]  # anywhere in the middle, whatever its tokens are
-    cut = complete(rung, prompts, max_new_tokens=40, sampling=sampling, until=[stop, "never seen"])
-    for full, ended in zip(whole, cut, strict=True):
-        assert ended.text == full.text.split(stop)[0]
-        assert ended.stopped == (stop in full.text or full.stopped)
-    assert cut[0].stopped and not any(c.cut_tokens for c in cut)
+def complete(line: str) -> list[str]:
+    return candidates(line, list(VERBS))
 
 
-def test_a_stop_string_is_seen_with_its_last_token(rung: Rung) -> None:
-    tokens = rung.tokenizer.encode(["one\n\nQ: two"])[0].tolist()
-    is_done = ends(rung.tokenizer, [b"\n\nQ:"])
-    done = [i for i in range(1, len(tokens) + 1) if is_done(tokens[:i])]
-    first = min(i for i in range(len(tokens) + 1) if b"\n\nQ:" in rung.tokenizer.to_bytes(tokens[:i]))
-    assert done[0] == first
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("gopher la", ["launch"]),
+        ("gopher launch swe", ["sweep="]),
+        ("gopher launch sweep=de", ["sweep=demo", "sweep=demo_lr"]),
+        ("gopher launch precision=fl", ["precision=float32"]),
+        ("gopher plan optim.l", ["optim.lr="]),
+        ("gopher plan axes.optim.l", ["axes.optim.lr="]),
+        ("gopher plan axes.precision=", ["axes.precision=[bfloat16_sr", "axes.precision=[float32", "axes.precision=[mixed"]),
+        ("gopher plan rungs=[54k,84", ["rungs=[54k,84k"]),
+        ("gopher plan rungs=[60", ["rungs=[601k"]),
+        ("gopher status format=j", ["format=json"]),
+        ("gopher logs x fol", ["follow="]),
+        ("gopher logs x follow=t", ["follow=true"]),
+        ("gopher forecast fr", ["freeze"]),
+        ("gopher completion ", ["bash", "zsh"]),
+        ("gopher launch nothing.like.it", []),
+    ],
+)  # fmt: skip
+def test_words_complete(line: str, words: list[str]) -> None:
+    assert complete(line) == words
 
 
-def test_long_prompts_lose_their_beginning(rung: Rung) -> None:
-    prompt = "the state of the union " * 60
-    tokens = rung.tokenizer.encode([prompt])[0]
-    made = complete(rung, [prompt], max_new_tokens=10)[0]
-    assert made.cut_tokens == len(tokens) - (rung.context - 10) > 0
-    kept = rung.tokenizer.to_bytes(tokens[made.cut_tokens :].tolist()).decode()
-    if rung.tokenizer.encode([kept])[0].tolist() == tokens[made.cut_tokens :].tolist():
-        assert complete(rung, [kept], max_new_tokens=10)[0].text == made.text
+def test_an_empty_line_offers_the_verbs() -> None:
+    assert complete("gopher ") == sorted(VERBS)
 
 
-def test_wrong_requests_are_refused(rung: Rung) -> None:
-    with pytest.raises(UsageError, match="64 new tokens are asked for with a context of 64; ask for 1 to 63"):
-        complete(rung, ["a"], max_new_tokens=64)
-    with pytest.raises(UsageError, match="a stop string is empty"):
-        complete(rung, ["a"], max_new_tokens=4, until=[""])
+def test_sweeps_and_runs_on_disk_complete(tmp_path: Path) -> None:
+    (tmp_path / "sweeps" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "abc123").mkdir(parents=True)
+    (tmp_path / "runs" / "abc123" / "spec.json").write_text(json.dumps({"rung": "54k", "seed": 3}))
+    (tmp_path / "runs" / "torn").mkdir()
+    assert complete(f"gopher fit output_root={tmp_path} name=m") == ["name=mine"]
+    assert complete(f"gopher why output_root={tmp_path} ab") == ["abc123"]
+    assert complete(f"gopher logs output_root={tmp_path} 54k") == ["54k/3"]
+    assert complete(f"gopher why abc123 output_root={tmp_path} ab") == []
 
 
-def test_a_checkpoint_is_opened_by_run_or_by_step(rung: Rung, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no run folder"):
-        open_rung(tmp_path)
+def test_every_key_of_a_composition_is_offered() -> None:
+    with hydra_session():
+        known = known_keys([])
+    leaves = {k for k in known if not any(o.startswith(f"{k}.") for o in known)}
+    numbered = {k for k in leaves if any(part.isdigit() for part in k.split("."))}
+    assert leaves - numbered - set(keys()) == set()
+
+
+def test_another_shell_is_refused() -> None:
+    with pytest.raises(UsageError, match="say bash or zsh"):
+        script(["fish"])
+
+
+def in_bash(line: str, cwd: Path) -> list[str]:
+    text = f"""source <(gopher completion bash); COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; _gopher; printf '%s\\n' "${{COMPREPLY[@]}}" """
+    env = {**os.environ, "PATH": f"{VENV}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "--norc", "-c", text], capture_output=True, text=True, cwd=cwd, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_in_a_real_bash(tmp_path: Path) -> None:
+    assert in_bash("gopher stat", tmp_path) == ["status"]
+    assert in_bash("gopher launch sweep=de", tmp_path) == ["demo", "demo_lr"]  # bash has sweep= already
+    assert in_bash("gopher launch rungs=[54k,12", tmp_path) == ["[54k,121k"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+def test_the_zsh_script_parses() -> None:
+    assert subprocess.run(["zsh", "-n"], input=ZSH, text=True).returncode == 0
+
+
+def test_a_tab_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['gopher', '__complete', 'gopher plan optim.']\nfrom sweeps.cli import main\nmain()\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {m.split(".")[0] for m in done.stdout.split("\n")[-2].split()}
+    assert not loaded & {
+        "torch",
+        "ray",
+        "mlflow",
+        "hydra",
+        "omegaconf",
+        "numpy",
+        "pandas",
+        "rich",
+        "scipy",
+        "matplotlib",
+    }
+    best = min(timed([VENV / "gopher", "__complete", "gopher plan optim."]) for _ in range(3))
+    assert best < 0.5
+
+
+def timed(words: list[str | Path]) -> float:
+    began = time.monotonic()
+    subprocess.run(words, capture_output=True, check=True)
+    return time.monotonic() - began
