@@ -55,10 +55,12 @@ def law_inputs(law: Law, points: Points, parameters: str = "auto") -> dict[str, 
             continue
         bad = [p for p, v in zip(points, table[name], strict=True) if not (np.isfinite(v) and v > 0)]
         if bad:
-            known = {points.parameter_column(parameters) if name == "params" else name}
+            column = points.parameter_column(parameters) if name == "params" else name
+            which = "no point has a" if len(bad) == len(points) else f"{len(bad)} of {len(points)} points have no"
+            first = "" if len(bad) == len(points) else f" (first: {bad[0].run_id})"
             raise UsageError(
-                f"law {law.name} reads {COLUMN[name]} and {len(bad)} of {len(points)} points have no positive {known.pop()} "
-                f"(first: run {bad[0].run_id}); map the column with columns.{name}=NAME, choose another law or leave them out with where="
+                f"law {law.name} reads {COLUMN[name]} and {which} positive {column}{first}; "
+                f"map the column with columns.{column}=NAME, choose another law or leave such points out with where="
             )
         out[name] = table[name]
     return out

@@ -245,7 +245,7 @@ def columns(points: Points, s: FitSettings, law: str) -> tuple[Array, Array, Arr
     for name, values in (("params", n), ("flops", c)):
         if not (np.isfinite(values) & (values > 0)).all():
             raise UsageError(
-                f"law {law} reads {name} and some points have none; map the column with columns.{name}=NAME or leave them out with where="
+                f"law {law} reads {name} and some points have none; map the column with columns.{'params_total' if name == 'params' else name}=NAME or leave them out with where="
             )
     d = np.where(np.isfinite(d), d, c / (6 * n))
     return n, d, c, table["loss"]

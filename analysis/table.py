@@ -88,7 +88,7 @@ def points_from_frame(
     table, excluded = screen(table, metric, bad_rows, source)
     one_loss(table, source)
     table, repeated = drop_duplicates(table, bad_rows, source)
-    points, tuned, notes = best_learning_rates(to_points(table, source))
+    points, tuned, notes = best_learning_rates(to_points(with_flops(table), source))
     left_out = (*excluded, *repeated, *tuned)
     if len(points) < 2:
         why = f" (left out: {left_out[0].run_id}, {left_out[0].reason})" if left_out else ""
@@ -235,7 +235,7 @@ def screen(table: pd.DataFrame, metric: str, bad_rows: str, source: str) -> tupl
     if bad_rows == "refuse":
         _, row, (column, value, wrong) = faults[0]
         raise UsageError(
-            f"{source} row {int(row['row']) + 1} ({name_of(row)}) has {column} = {value:g}, which {wrong} "
+            f"{source} {label_of(row)} has {column} = {value:g}, which {wrong} "
             f"({len(faults)} such row(s)); mend the file, map another column, filter with where= or set bad_rows=exclude"
         )
     left_out = tuple(
@@ -249,6 +249,12 @@ def name_of(row: Any) -> str:
     """How a row is called in messages: its run_id, or its number in the file."""
     run = row.get("run_id")
     return str(run) if isinstance(run, str) and run else f"row {int(row['row']) + 1}" if pd.isna(run) else f"{run}"
+
+
+def label_of(row: Any) -> str:
+    """`row 4`, with the run's name where it has one of its own."""
+    number, name = f"row {int(row['row']) + 1}", name_of(row)
+    return number if name == number else f"{number} ({name})"
 
 
 def one_loss(table: pd.DataFrame, source: str) -> None:
@@ -278,7 +284,7 @@ def drop_duplicates(table: pd.DataFrame, bad_rows: str, source: str) -> tuple[pd
     if bad_rows == "refuse":
         first = folded[same].iloc[0]
         raise UsageError(
-            f"{source} row {int(first['row']) + 1} repeats run {name_of(first)} ({int(same.sum())} duplicate row(s)); a run counts once, "
+            f"{source} {label_of(first)} repeats an earlier one ({int(same.sum())} duplicate row(s)); a run counts once, "
             "so filter with where=, give each run its own run_id or set bad_rows=exclude to keep the first"
         )
     out = tuple(
@@ -305,11 +311,26 @@ def select_points(points: tuple[Point, ...], where: str, source: str) -> tuple[t
 # ---------------------------------------------------------------------------------------------- points
 
 
+def with_flops(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with FLOPs = 6 N D, and that convention named, where it has parameters and tokens but no FLOPs.
+
+    N is non-embedding where known (Kaplan et al. 2020, section 2.1); attention's own FLOPs are left out.
+    """
+    size = size_column(table)
+    if "flops" in table.columns or "tokens" not in table.columns or size is None:
+        return table
+    return table.assign(flops=6 * table[size] * table["tokens"], flops_convention=f"6 {size} tokens, derived")
+
+
+def size_column(table: pd.DataFrame) -> str | None:
+    """The parameter count that every row has, non-embedding first."""
+    names = ("params_non_embedding", "params_total")
+    return next((c for c in names if c in table.columns and table[c].notna().all()), None)
+
+
 def to_points(table: pd.DataFrame, source: str) -> tuple[Point, ...]:
     """Rows as `Point` objects; a rung without a name is called by its parameter count."""
-    size = next(
-        (c for c in ("params_non_embedding", "params_total") if c in table.columns and table[c].notna().all()), None
-    )
+    size = size_column(table)
     out = []
     for row in table.to_dict("records"):
         known: dict[str, Any] = {name: optional(row.get(name)) for name in NUMBERS}

@@ -141,7 +141,7 @@ def test_one_floor_for_two_families():
         ({"parameters": "all"}, "parameters is 'all'; use auto, non_embedding or total"),
         ({"law": "chinchilla", "pinned": {"EE": 1.7}}, "pinned.EE is no parameter of chinchilla; did you mean 'E'"),
         ({"law": "chinchilla", "pinned": {"E": -1}}, "pinned.E is -1.0, and E of chinchilla is positive"),
-        ({"law": "data_constrained"}, "reads unique tokens and 40 of 40 points have no positive unique_tokens"),
+        ({"law": "data_constrained"}, "reads unique tokens and no point has a positive unique_tokens"),
         ({"law": "chinchilla", "targets": [{"params": 1e9}]}, "lacks tokens, which law chinchilla reads"),
         ({"targets": "1e9"}, "targets is '1e9'; give a list such as"),
         ({"task": {"scores": "x"}}, "task.scores is no setting; did you mean 'score'"),

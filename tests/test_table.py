@@ -49,7 +49,7 @@ def broken(column, row, value):
         ),
         (ladder(loss_name=["val_nats", "val_bpb"] * 3), "mixes loss_name val_bpb, val_nats, which are different units"),
         (ladder(loss_name=["val_nats", "train_nats"] * 3), "which are different evaluations"),
-        (pd.concat([ladder(), ladder()]), r"row 7 repeats run r0 \(6 duplicate row"),
+        (pd.concat([ladder(), ladder()]), r"row 7 \(r0\) repeats an earlier one \(6 duplicate row"),
         (pd.concat([ladder(), ladder()]).drop(columns="run_id"), "duplicate row"),
         (ladder(rows=1), r"leaves 1 point\(s\) after filtering; a law needs at least 2"),
     ],
@@ -156,3 +156,12 @@ def test_the_best_learning_rate_stands_for_its_rung():
 )
 def test_rungs_without_a_name_are_called_by_their_size(value, name):
     assert rung_name(value) == name
+
+
+def test_flops_are_derived_by_a_named_convention_only_where_none_are_given():
+    frame = pd.DataFrame({"params_total": [1e8, 2e8], "tokens": [2e9, 4e9], "loss": [3.0, 2.9]})
+    derived = points_from_frame(frame).rows
+    assert [p.flops for p in derived] == [1.2e18, 4.8e18]
+    assert {p.flops_convention for p in derived} == {"6 params_total tokens, derived"}
+    given = points_from_frame(frame.assign(flops=[1e18, 5e18])).rows
+    assert [(p.flops, p.flops_convention) for p in given] == [(1e18, None), (5e18, None)]

@@ -48,9 +48,11 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         settings.root.mkdir(parents=True, exist_ok=True)
         check_space(missing, settings)
         make_folders(missing, settings)
-        # A new database takes MLflow seconds, starting Ray takes others: both at once.
+        # A new sqlite file takes MLflow seconds, starting Ray takes others: both at once. A server may be down: that is learnt first.
         config = yaml.safe_dump(redacted(tree), sort_keys=False)
         opened = background.submit(open_tracking, tracker, config, subset_names(study))
+        if not tracker.uri.startswith("sqlite:"):
+            opened.result()
         train(study, missing, settings, tracker, opened)
     return report_end(study, settings)
 
