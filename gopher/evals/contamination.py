@@ -9,6 +9,7 @@ alarms. Memory: the items' n-grams and one block of training text, whatever the 
 """
 
 import codecs
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,10 @@ from gopher.tokenizer import Tokenizer
 Hashes = npt.NDArray[np.uint64]
 
 LONGEST, SHORTEST = 13, 8  # words of an n-gram
-BLOCK_TOKENS = 2**20
+BLOCK_TOKENS = 2**18
 END = "\0"  # a word of its own between documents; no item has it
 NOT_WORDS = re.compile(rf"[^\w\s{END}]+|_+")
-BYTE_BASE, WORD_BASE = (
-    np.uint64(0x9E3779B97F4A7C15),
-    np.uint64(0xD6E8FEB86659FD93),
-)  # odd, so they have inverses mod 2^64
+BYTE_BASE, WORD_BASE = 0x9E3779B97F4A7C15, np.uint64(0xD6E8FEB86659FD93)  # odd: they have inverses mod 2^64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +43,11 @@ class Overlap:
 
 def overlaps(items: Sequence[str], training: Iterable[str]) -> list[Overlap]:
     """The overlap of each item with the training text, which comes in blocks as `blocks_of` gives them."""
-    wanted = [ngrams_of(normalised(item.replace(END, " ")).split()) for item in items]
-    by_length: dict[int, set[tuple[str, ...]]] = {}
-    for grams in wanted:
-        for gram in grams:
-            by_length.setdefault(len(gram), set()).add(gram)
-    tables = {n: np.unique([gram_hash(gram) for gram in sorted(grams)]) for n, grams in by_length.items()}
+    wanted = [ngrams_of(words_of(item)) for item in items]
+    by_length = {
+        n: {gram for grams in wanted for gram in grams if len(gram) == n} for n in range(SHORTEST, LONGEST + 1)
+    }
+    tables = table_of(items)
     found: set[tuple[str, ...]] = set()
     for text in training:
         words = normalised(text).split()
@@ -61,6 +58,20 @@ def overlaps(items: Sequence[str], training: Iterable[str]) -> list[Overlap]:
                 if gram in by_length[n]:
                     found.add(gram)
     return [Overlap(ngrams=len(grams), seen=len(grams & found)) for grams in wanted]
+
+
+def words_of(item: str) -> list[str]:
+    return normalised(item.replace(END, " ")).split()
+
+
+def table_of(items: Sequence[str]) -> dict[int, Hashes]:
+    """Sorted hashes of all items' n-grams, by n."""
+    found: dict[int, list[Hashes]] = {}
+    for words in map(words_of, items):
+        if len(words) >= SHORTEST:
+            n = min(LONGEST, len(words))
+            found.setdefault(n, []).append(ngram_hashes(word_hashes(words), n))
+    return {n: np.unique(np.concatenate(hashes)) for n, hashes in found.items()}
 
 
 def normalised(text: str) -> str:
@@ -85,13 +96,14 @@ def word_hashes(words: Sequence[str]) -> Hashes:
     starts = np.concatenate([[0], blank + 1])
     values = raw.astype(np.uint64) + np.uint64(1)
     values[blank] = 0
-    power = powers(BYTE_BASE, len(raw))
-    inverse = powers(np.uint64(pow(int(BYTE_BASE), -1, 2**64)), len(raw))
-    hashes: Hashes = np.add.reduceat(values * power, starts) * inverse[starts]
+    room = 1 << len(raw).bit_length()
+    power, inverse = powers_to(BYTE_BASE, room), powers_to(pow(BYTE_BASE, -1, 2**64), room)
+    hashes: Hashes = np.add.reduceat(values * power[: len(raw)], starts) * inverse[starts]
     return hashes
 
 
-def powers(base: np.uint64, count: int) -> Hashes:
+@functools.lru_cache(maxsize=4)
+def powers_to(base: int, count: int) -> Hashes:
     """base^0 .. base^(count - 1)."""
     out = np.full(count, base, np.uint64)
     out[0] = 1
@@ -105,10 +117,6 @@ def ngram_hashes(words: Hashes, n: int) -> Hashes:
     for i in range(n):
         out = out * WORD_BASE + words[i : i + count]
     return out ^ (out >> np.uint64(29))
-
-
-def gram_hash(gram: Sequence[str]) -> np.uint64:
-    return ngram_hashes(word_hashes(gram), len(gram))[0]
 
 
 def hits(hashes: Hashes, table: Hashes) -> list[int]:
