@@ -1,6 +1,7 @@
 """Where a run's code and packages come from: recorded with the run, never part of its key."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -118,8 +119,18 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_diff(run_folder: Path) -> None:
-    """Write the uncommitted changes as `code.diff` into a run's folder; no file when there are none."""
-    if diff := code_state().diff:
-        write_atomic(run_folder / "code.diff", diff)
-    else:
-        (run_folder / "code.diff").unlink(missing_ok=True)
+    """Keep the uncommitted changes as `code.diff` in a run's folder; no file when there are none.
+
+    The runs of a sweep share one file by hard links below `code/` of the output root, where the file system has them.
+    """
+    kept, diff = run_folder / "code.diff", code_state().diff
+    kept.unlink(missing_ok=True)
+    if not diff:
+        return
+    shared = run_folder.parents[1] / "code" / f"{content_hash(diff)[:12]}.diff"
+    if not shared.exists():
+        write_atomic(shared, diff)
+    try:
+        os.link(shared, kept)
+    except OSError:
+        write_atomic(kept, diff)
