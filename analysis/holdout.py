@@ -47,8 +47,6 @@ def size_axis(law: Law) -> str:
 def rung_groups(points: Points, axis: str, parameters: str) -> dict[str, Array]:
     """name -> row numbers, smallest first along `axis`: the rungs, or bins of the axis where there are too many."""
     values = points.inputs(parameters)[axis]
-    if not np.isfinite(values).all():
-        values = points.inputs(parameters)["params"]
     names = np.array([p.rung for p in points])
     labels = list(dict.fromkeys(names))
     if len(labels) <= MAX_GROUPS:
@@ -75,6 +73,8 @@ def rolling(
 ) -> tuple[HoldOut, ...]:
     """Hold-outs of the 1, 2, ... largest rungs while at least one degree of freedom is left; the largest rung first."""
     axis = axis or size_axis(law)
+    if not np.isfinite(points.inputs(parameters)[axis]).all():
+        axis = "params"
     groups = rung_groups(points, axis, parameters)
     names = list(groups)
     out: list[HoldOut] = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from analysis.bootstrap import deviation, interval
 from analysis.holdout import HoldOut
@@ -109,7 +110,7 @@ def fit_isoflop(points: Points, s: FitSettings) -> FitResult:
         edge_reasons(minima, skipped),
         {"isoflop": rows},
         residual,
-        held_out(minima),
+        held_out("isoflop", [[m] for m in sorted(minima, key=lambda m: m.flops)]),
     )
 
 
@@ -146,31 +147,52 @@ def frontier_residual(minima: list[Minimum]) -> Array:
     return np.array([np.log10(m.n_opt / (line["N_coef"] * m.flops ** line["N_exponent"])) for m in minima])
 
 
-def held_out(minima: list[Minimum]) -> tuple[HoldOut, ...]:
-    """The optimal size at the largest budgets predicted from the smaller ones."""
+def held_out(law: str, groups: list[list[Minimum]]) -> tuple[HoldOut, ...]:
+    """The optimal size at the largest group of minima predicted from the smaller groups: budgets of approach 2, winning
+    sizes of approach 1 (whose minima along one curve are no independent measurements)."""
     out = []
-    known = sorted(minima, key=lambda m: m.flops)
-    for k in range(1, min(3, len(known) - 2) + 1):
-        kept, target = known[:-k], known[-1]
-        line = frontier(kept)
+    for k in range(1, min(3, len(groups) - 2) + 1):
+        kept, target = groups[:-k], centre(groups[-1])
+        line, last = frontier([m for g in kept for m in g]), centre(kept[-1])
+        predicted = line["N_coef"] * target.flops ** line["N_exponent"]
         out.append(
             HoldOut(
                 rung=f"N_opt at {target.flops:.3g} FLOPs",
-                predicted=line["N_coef"] * target.flops ** line["N_exponent"],
+                predicted=predicted,
                 actual=target.n_opt,
-                interval95=None,
-                law="isoflop",
+                interval95=line_interval([centre(g) for g in kept], target.flops, predicted),
+                law=law,
                 fitted_rungs=len(kept),
-                decades=float(np.log10(target.flops / kept[-1].flops)),
+                decades=float(np.log10(target.flops / last.flops)),
                 x="flops",
                 runs=target.runs,
                 baselines={
-                    "last_point": kept[-1].n_opt,
-                    "square_root": kept[-1].n_opt * (target.flops / kept[-1].flops) ** 0.5,
+                    "last_point": last.n_opt,
+                    "square_root": last.n_opt * (target.flops / last.flops) ** 0.5,
                 },
             )
         )
     return tuple(out)
+
+
+def centre(group: list[Minimum]) -> Minimum:
+    """The geometric mean of a group's minima."""
+    names = ("flops", "n_opt", "d_opt", "loss")
+    means = {name: float(np.exp(np.mean(np.log([getattr(m, name) for m in group])))) for name in names}
+    return Minimum(**means, runs=max(m.runs for m in group), at_edge=any(m.at_edge for m in group))
+
+
+def line_interval(kept: list[Minimum], flops: float, predicted: float) -> tuple[float, float] | None:
+    """95 % prediction interval of N_opt around `predicted`: the t interval of a line through log10 N_opt against
+    log10 C, scatter of a single new minimum included; None with two minima, which leave no scatter to see."""
+    if len(kept) < 3:
+        return None
+    x, y = (np.log10([getattr(m, name) for m in kept]) for name in ("flops", "n_opt"))
+    residual = y - np.polyval(np.polyfit(x, y, 1), x)
+    scatter = float((residual**2).sum()) / (len(x) - 2)
+    leverage = 1 + 1 / len(x) + (np.log10(flops) - x.mean()) ** 2 / float(((x - x.mean()) ** 2).sum())
+    half = float(t.ppf(0.975, len(x) - 2) * np.sqrt(scatter * leverage))
+    return predicted / 10**half, predicted * 10**half
 
 
 # ----------------------------------------------------------------------------------------- approach 1
@@ -201,8 +223,10 @@ def fit_envelope(points: Points, s: FitSettings) -> FitResult:
         else [f"only {len({m.n_opt for m in minima})} sizes are ever the best and not at the end of the ladder"]
     )
     rows = tuple(vars(m) for m in minima[:: max(1, len(minima) // 100)])
+    sizes = sorted({m.n_opt for m in minima})
+    held = held_out("envelope", [[m for m in minima if m.n_opt == size] for size in sizes])
     return result(
-        points, s, "envelope", frontier(minima), sampled, reasons, {"envelope": rows}, frontier_residual(minima), ()
+        points, s, "envelope", frontier(minima), sampled, reasons, {"envelope": rows}, frontier_residual(minima), held
     )
 
 
@@ -294,7 +318,7 @@ def result(
         holdout=holdout if s.holdout != 0 else (),
         noise=None,
         resampling="pairs" if len(samples) else "none",
-        predictions=tuple(allocation(params, samples, dict(t)) for t in s.targets),
+        predictions=tuple(allocation(params, samples, dict(target)) for target in s.targets),
         tables=tables,
         sample_values=samples,
     )

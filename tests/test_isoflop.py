@@ -5,7 +5,7 @@ import pytest
 from scaling import HOFFMANN, loss_of, make_points
 
 from analysis.fit import FitSettings, fit, to_json
-from analysis.isoflop import parabola_minimum
+from analysis.isoflop import Minimum, held_out, parabola_minimum
 from analysis.rows import Points
 from gopher.errors import UsageError
 
@@ -36,6 +36,7 @@ def test_isoflop_finds_the_planted_exponents():
     assert best.derived["N_opt"] == pytest.approx(G * (1e22 / 6) ** A_OPT, rel=0.1)
     assert best.derived_ci["N_opt"]["95"][0] < best.derived["N_opt"] < best.derived_ci["N_opt"]["95"][1]
     assert [h.fitted_rungs for h in result.holdout] == [5, 4, 3] and abs(result.holdout[0].error_percent) < 10
+    assert all(h.interval95 and h.interval95[0] < h.actual < h.interval95[1] for h in result.holdout)
     assert to_json(result)["predictions"][0]["mean"] is None  # a law of allocation has no loss to give
 
 
@@ -61,6 +62,9 @@ def test_envelope_of_training_curves_finds_the_planted_exponent():
     result = fit(Points(rows=tuple(rows)), FitSettings(law="approach1", bootstrap=10))
     assert result.law == "envelope" and abs(result.params["N_exponent"] - A_OPT) < 0.03
     assert {round(row["n_opt"]) for row in result.tables["envelope"]} <= {round(n) for n in sizes[1:-1]}
+    held = result.holdout
+    assert [h.fitted_rungs for h in held] == [11, 10, 9] and all(abs(h.error_percent) < 10 for h in held)
+    assert all(h.interval95 and h.interval95[0] < h.predicted < h.interval95[1] and h.runs == 1 for h in held)
     with pytest.raises(UsageError, match="fewer than 3 sizes have training curves"):
         fit(grid(), FitSettings(law="envelope"))
 
@@ -68,3 +72,17 @@ def test_envelope_of_training_curves_finds_the_planted_exponent():
 def test_targets_other_than_a_budget_are_refused():
     with pytest.raises(UsageError, match="is not a FLOP budget"):
         fit(grid(), FitSettings(law="isoflop", bootstrap=0, targets=({"params": 1e9},)))
+
+
+def test_hold_out_intervals_cover_as_often_as_they_say():
+    """Lines with planted scatter: the 95 % interval holds the next minimum in 90 to 99 of 100 studies."""
+    rng, inside = np.random.default_rng(3), 0
+    for _ in range(300):
+        y = 0.5 * np.log10(BUDGETS) + rng.normal(0, 0.05, len(BUDGETS))
+        minima = [
+            Minimum(flops=c, runs=5, n_opt=10**v, d_opt=1.0, loss=2.0, at_edge=False)
+            for c, v in zip(BUDGETS, y, strict=True)
+        ]
+        held = held_out("isoflop", [[m] for m in minima])[0]
+        inside += held.interval95[0] < held.actual < held.interval95[1]
+    assert 0.90 <= inside / 300 <= 0.99
