@@ -47,6 +47,7 @@ def test_values_without_a_stable_form_are_refused(value: object) -> None:
 
 def test_integers_and_floats_are_different_values() -> None:
     assert content_hash(1) != content_hash(1.0)
+    assert content_hash(0.0) == content_hash(-0.0) != content_hash(0)
 
 
 def test_golden_key_never_changes() -> None:

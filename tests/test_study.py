@@ -1,5 +1,8 @@
 """From config to runs: the paper's ladder is exact, axes multiply, typos are named, keys depend on content alone, 10^4 runs are quick to make."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from studies import TINY, write_text
 from gopher.errors import UsageError
 from gopher.size import params_non_embedding, params_total
 from sweeps.compose import compose, hydra_session
-from sweeps.study import Study, load_study
+from sweeps.study import Study, load_study, study_of
 
 PAPER = {  # Rae et al. 2021, Table 1: parameters (reconstructed), maximum learning rate, batch tokens
     "44m": (43_663_872, 6e-4, 262_144),
@@ -72,6 +75,50 @@ def test_group_axes_and_interpolated_axes_are_composed(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("axis", "read"),
+    [
+        ("axes.optim.lr=[0.001,0.002]", lambda s: s.optim.lr),
+        ("axes.tokens=[400000,500000]", lambda s: s.tokens),
+        ("axes.data.weights.code=[0.1,0.4]", lambda s: s.data.weights["code"]),
+        ("axes.data.weights=[{code: 0.1},{code: 0.4}]", lambda s: s.data.weights["code"]),
+        ("axes.model.n_layers=[2,3]", lambda s: s.model.n_layers),
+        ("axes.precision=[float32,bfloat16_sr]", lambda s: s.precision.parameters),
+        ("axes.precision.gradient_reduce=[float32,float64]", lambda s: s.precision.gradient_reduce),
+        ("axes.batch.sequences=[8,16]", lambda s: s.batch.sequences),
+        ("axes.evaluation.points=[2,3]", lambda s: s.evaluation.points),
+        ("axes.tokenizer.preset=[lossless,gopher]", lambda s: s.tokenizer.preset),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_anything_that_a_run_computes_can_be_an_axis(tmp_path: Path, axis: str, read) -> None:  # type: ignore[no-untyped-def]
+    runs = study(tmp_path, "sweep=demo", "rungs=[54k]", "extra_seeds={54k: []}", axis).runs
+    assert len(runs) == 2 and len({r.spec.key for r in runs}) == 2 and len({read(r.spec) for r in runs}) == 2
+
+
+def test_mixtures_of_local_folders_are_an_axis(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    words = ["sweep=demo", "rungs=[54k]", "extra_seeds={54k: []}", "data=local", f"data.path={text}", *TINY]
+    runs = study(tmp_path, *words, "axes.data.weights=[{prose: 1, shout: 1},{prose: 3, shout: 1}]").runs
+    assert [r.spec.data.weights["prose"] for r in runs] == [0.5, 0.75]
+
+
+def test_python_and_the_command_line_make_the_same_runs(tmp_path: Path) -> None:
+    words = ["sweep=demo", "axes.optim.lr=[0.001,0.002]", "rungs=[54k,84k]", f"output_root={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps.cli", "plan", *words, "format=json"], capture_output=True, text=True, check=True
+    )
+    assert [r["key"] for r in json.loads(done.stdout)["runs"]] == [r.spec.key for r in study_of(words).runs]
+
+
+def test_sweeps_share_a_run_whatever_they_call_it(tmp_path: Path) -> None:
+    one = study(tmp_path, "sweep=demo", "rungs=[54k,84k]", "name=first").runs
+    two = study(tmp_path / "elsewhere", "sweep=demo", "rungs=[84k,121k]", "name=second", "axes.seed=[1,0]").runs
+    shared = {r.spec.key for r in one} & {r.spec.key for r in two}
+    assert {r.spec.seed for r in one if r.spec.key in shared} == {0, 1}
+    assert {r.spec.rung for r in one if r.spec.key in shared} == {"84k"}
+
+
 def test_equal_runs_are_one_run(tmp_path: Path) -> None:
     assert len(study(tmp_path, "sweep=demo", "rungs=[268k]", "axes.seed=[1,1,1]").runs) == 1
 
@@ -83,6 +130,18 @@ def test_equal_runs_are_one_run(tmp_path: Path) -> None:
         (["rungs=[]"], "give a list such as rungs=[54k,121k]"),
         (["model=44m"], "write rungs=[44m]"),
         (["axes.sed=[1]"], "axes.sed is no key of a run; did you mean 'seed'"),
+        (["+foo=1"], "unknown key 'foo'"),
+        (["++optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'"),
+        (["axes.optim.lrr=[1]"], "axes.optim.lrr is no key of a run; did you mean 'optim.lr'"),
+        (["axes.data.weights.spech=[1]"], "did you mean 'data.weights.speeches'"),
+        (["axes.precision=[float23]"], "did you mean 'float32'"),
+        (["axes.model=[54k]"], "write rungs=[54k]"),
+        (["axes.optim.lr=[inf]"], "inf, which cannot be part of an identity"),
+        (["axes.seed=[1.5]"], "run.seed is 1.5"),
+        (["extra_seeds={54k: 1}"], "extra_seeds.54k is 1; give a list"),
+        (["extra_seeds={99k: [1]}"], "extra_seeds.99k is no rung"),
+        (["rung=x"], "write rungs=[x]"),
+        (["data.weights.code=x"], "data.weights.code is 'x'; give a positive number"),
         (["axes.seed=3"], "give a list of values"),
         (["axes.placement.workers=[1,2]"], "does not change what a run computes"),
         (["optim.lr=abc"], "run.optim.lr is 'abc'; give a value of type float"),
