@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from logged_study import SHAPES, SUBSETS, finished_folder, study_spec
 
+from analysis.points import points_from_mlflow
 from gopher.errors import SetupError, UsageError
 from sweeps.serve import (
     check_port,
@@ -103,12 +104,12 @@ def test_the_login_of_an_address_is_sent_and_not_shown() -> None:
 
 @pytest.fixture
 def logged(tmp_path: Path) -> Path:
-    """An output root with one finished run in MLflow."""
-    folder = finished_folder(tmp_path, study_spec("54k", 0, 60_000))
+    """An output root with two finished runs in MLflow."""
+    folders = [finished_folder(tmp_path, study_spec(rung, 0, 60_000)) for rung in ("54k", "121k")]
     writer = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "demo", tmp_path / "mlartifacts", list(SHAPES))
     writer.open_sweep("name: demo")
     writer.write_views(list(SUBSETS))
-    assert writer.flush([folder], 0) is None
+    assert writer.flush(folders, 0) is None
     return tmp_path
 
 
@@ -141,6 +142,8 @@ def test_the_dashboard_is_served_until_it_is_interrupted(logged: Path, free_port
         said: list[str] = []
         show_dashboard(base, "demo", logged, 5000, say=said.append)  # the same server, seen from elsewhere
         assert said[0] == f"dashboard: {link}" and len(said) == 2
+        own_file = points_from_mlflow(f"sqlite:///{logged / 'mlflow.db'}", "demo")
+        assert points_from_mlflow(base, "demo") == own_file and len(own_file) == 2  # a fit reads either
         with pytest.raises(UsageError, match="no experiment 'other'; launch the sweep first"):
             experiment_id(base, "other")
         with pytest.raises(SetupError, match=f"port {free_port} of 127.0.0.1 cannot be used"):
