@@ -251,7 +251,7 @@ class RunSpec:
             f"optim.warmup_steps is {self.optim.warmup_steps} but the run has only {self.steps} steps; lower it or raise tokens",
         )
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """12 hex digits: the run's identity and its folder name."""
         return short_key(self)

@@ -227,7 +227,7 @@ def store(settings: Settings) -> Check:
     uri, shown = settings.tracking_uri, hide_secrets(settings.tracking_uri)
     if uri.startswith("sqlite:///"):
         return sqlite_store(Path(uri.removeprefix("sqlite:///")))
-    parts = urlsplit(uri)
+    parts = urlsplit(shown)  # a password with a slash in it would be taken for a path
     if not parts.hostname:
         return Check(
             name="mlflow",

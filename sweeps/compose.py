@@ -41,6 +41,7 @@ def hydra_session(config_dir: Path | None = None):  # type: ignore[no-untyped-de
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
+    composition.cache_clear()
     with initialize_config_dir(str(config_dir or CONF_DIR), version_base="1.3"):
         yield
 
@@ -57,6 +58,11 @@ def groups() -> dict[str, list[str]]:
 
 def compose(overrides: Sequence[str]) -> Composed:
     """The config under `overrides`, inside a `hydra_session`. Raises `UsageError`: value, cure, closest key."""
+    return composition(tuple(overrides))
+
+
+@functools.lru_cache(maxsize=8)  # a command composes its own words more than once, at a tenth of a second each
+def composition(overrides: tuple[str, ...]) -> Composed:
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

@@ -6,6 +6,7 @@ from typing import Any
 from sweeps.status import PlanRow, RunRow, counts
 
 WIDE_COLUMNS = 200
+MANY_ROWS = 200  # a longer table is laid out by hand
 STYLES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
 
 
@@ -41,6 +42,8 @@ def console(stderr: bool = False) -> Any:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Any:
     """A plain rich table; numbers and short words right-aligned, the first and last columns left."""
+    if len(rows) > MANY_ROWS:
+        return many_rows(title, columns, rows)
     from rich import box
     from rich.table import Table
 
@@ -50,6 +53,23 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Any:
     for row in rows:
         out.add_row(*row)
     return out
+
+
+def many_rows(title: str, columns: list[str], rows: list[list[str]]) -> Any:
+    """The same as lines of text: laying out a thousand rows takes rich longer than reading them from disk."""
+    from rich.text import Text
+
+    def seen(cell: str) -> int:
+        return len(Text.from_markup(cell)) if "[" in cell else len(cell)
+
+    lengths = [[seen(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(column) for column in zip(*lengths, strict=True)]
+    lines = [title, ""]
+    for row, length in zip((columns, *rows), lengths, strict=True):
+        pads = [" " * (width - n) for width, n in zip(widths, length, strict=True)]
+        middle = [pad + cell for pad, cell in zip(pads[1:-1], row[1:-1], strict=True)]
+        lines.append("  ".join([row[0] + pads[0], *middle, row[-1]]))
+    return Text.from_markup("\n".join(lines))
 
 
 def status_table(name: str, rows: list[RunRow]) -> Any:

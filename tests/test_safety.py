@@ -107,9 +107,11 @@ def test_a_password_may_come_from_the_environment_and_is_shown_nowhere(tmp_path:
     words = ["tracking=server", "tracking.uri=${oc.env:GOPHER_URI}"]
     shown = gopher(tmp_path, "plan", "--cfg", *words, GOPHER_URI=ADDRESS)
     assert shown.returncode == 0 and yaml.safe_load(shown.stdout)["tracking"]["uri"].endswith(":***@127.0.0.1:9/db")
-    failed = gopher(tmp_path, "fit", "sweep=demo", *words, GOPHER_URI=ADDRESS)
+    looked = gopher(tmp_path, "doctor", *words, GOPHER_URI=ADDRESS)
+    assert looked.returncode == 1 and "does not answer" in looked.stdout
+    failed = gopher(tmp_path, "fit", "sweep=demo", *words, GOPHER_URI=f"nonsense://me:{SECRET}@127.0.0.1:9/db")
     assert failed.returncode in (1, 2, 3), failed.stdout
-    for text in (shown.stdout, shown.stderr, failed.stdout, failed.stderr):
+    for text in (shown.stdout, shown.stderr, looked.stdout, looked.stderr, failed.stdout, failed.stderr):
         assert "hunter2" not in text and "p/w" not in text
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps.screen import Screen, duration, human, loss
+from sweeps.screen import MANY_ROWS, Screen, duration, human, loss, table
 from sweeps.status import RunRow
 
 
@@ -62,3 +62,13 @@ def test_plain_lines_say_only_what_changed(capsys: pytest.CaptureFixture[str]) -
         "running 11/100",
         "finished 100/100",
     ]
+
+
+def test_a_long_table_says_the_same_in_lines() -> None:
+    rows = [[f"r{i}", "[green]finished[/]" if i % 2 else "new", str(i)] for i in range(MANY_ROWS + 1)]
+    lines = table("many", ["rung", "state", "run"], rows).plain.split("\n")
+    assert lines[0] == "many" and lines[2].split() == ["rung", "state", "run"]
+    assert [line.split() for line in lines[3:]] == [
+        [a, "finished" if i % 2 else "new", c] for i, (a, _, c) in enumerate(rows)
+    ]
+    assert len({line.rstrip().rfind(" ") for line in lines[3:]}) == 1  # the columns stand in line
