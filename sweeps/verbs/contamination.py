@@ -1,0 +1,92 @@
+"""`gopher contamination`: which items of evaluation tasks share 13 words in a row with the training text of a sweep."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import UsageError
+from gopher.record import RunFolder
+from sweeps.screen import console, table
+from sweeps.settings import Settings, settings_of
+from sweeps.study import ComposeFn, load_study
+
+
+def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
+    from gopher.evals.contamination import blocks_of, overlaps
+    from gopher.evals.items import items_of
+
+    tree = compose(overrides).tree
+    settings = settings_of(tree)
+    folder = run_folder(compose, overrides, tree, settings)
+    tasks = tree["tasks"]
+    if not isinstance(tasks, list) or not tasks:
+        raise UsageError(f"tasks is {tasks!r}; name the tasks to look for, such as tasks=[race_h,fever_2way]")
+    items, skipped = items_of([str(t) for t in tasks], tree["tasks_path"], say)
+    readers, tokenizer, data_key = training_text(folder)
+    say(f"looking for {len(items):,} items in {sum(r.tokens for r in readers):,} training tokens")
+    blocks = itertools.chain.from_iterable(blocks_of(reader, tokenizer) for reader in readers)
+    found = overlaps([item.text for item in items], blocks)
+    results = [result_of(task, items, found) for task in dict.fromkeys(item.task for item in items)]
+    if settings.format == "json":
+        left_out = [{"task": s.task, "reason": s.reason} for s in skipped]
+        print(json.dumps({"data": data_key, "ngram_words": 13, "results": results, "skipped": left_out}, indent=2))
+        return 0
+    columns = ["task", "items", "dirty", "clean", "too short", "share dirty"]
+    lines = [
+        [r["task"], *(f"{r[k]:,}" for k in ("items", "dirty", "clean", "unjudged")), percent(r["dirty_share"])]
+        for r in results
+    ]
+    console().print(table(f"13-gram overlap with the training text {data_key}", columns, lines))
+    for one in skipped:
+        console(stderr=True).print(f"left out: {one.task} ({one.reason})", markup=False)
+    return 0
+
+
+def say(message: str) -> None:
+    console(stderr=True).print(message, style="dim", markup=False)
+
+
+def run_folder(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], settings: Settings) -> Path:
+    """The run named by checkpoint=DIR, else the first launched run of the sweep: all of them share their text."""
+    from gopher.inference import place
+
+    if tree["checkpoint"]:
+        return place(Path(tree["checkpoint"]), None)[0]
+    folders = [settings.run_dir(r.spec.key) for r in load_study(compose, overrides).runs]
+    for folder in folders:
+        if (folder / "spec.json").is_file():
+            return folder
+    raise UsageError("no run of the sweep was launched yet; launch it first, or name a run by checkpoint=DIR")
+
+
+def training_text(folder: Path) -> tuple[list[Any], Any, str]:
+    """(training splits of all subsets, tokenizer, key of the data) of a run."""
+    from gopher.data import TokenStore
+    from gopher.inference import tokenizer_of
+
+    run = RunFolder(folder)
+    spec = run.spec()
+    store = TokenStore.open(run.placement().data_dir)
+    readers = [store.reader(name, "train") for name in store.manifest["subsets"]]
+    return readers, tokenizer_of(folder, spec, None), spec.data_key
+
+
+def result_of(task: str, items: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:
+    """Counts and the ids of dirty items of one task; too short items are neither dirty nor clean."""
+    own = [(item.doc_id, overlap.dirty) for item, overlap in zip(items, found, strict=True) if item.task == task]
+    dirty, judged = [i for i, flag in own if flag], [i for i, flag in own if flag is not None]
+    return {
+        "task": task,
+        "items": len(own),
+        "dirty": len(dirty),
+        "clean": len(judged) - len(dirty),
+        "unjudged": len(own) - len(judged),
+        "dirty_share": len(dirty) / len(judged) if judged else None,
+        "dirty_ids": dirty,
+    }
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
