@@ -18,7 +18,7 @@ from sweeps.conf_dir import CONF_DIR
 # keys below these are the user's own: axes to sweep, CSV columns, weights of subsets, seeds of rungs
 FREE_FORM = ("axes", "columns", "data.weights", "extra_seeds", "pinned", "target", "task")
 # the only text with ${ in it that is let through: a reference to another key. Resolvers read the environment or run code of plug-ins.
-REFERENCE = re.compile(r"\$\{[\w.]+\}")
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")
 FROM_ENVIRONMENT = (
     "tracking.uri",
@@ -72,16 +72,16 @@ def composition(overrides: tuple[str, ...]) -> Composed:
         check_override(override)
     try:
         config = hydra_compose("config", overrides=[free_form(o) for o in overrides])
-        raw = OmegaConf.to_yaml(config)
-        check_values(OmegaConf.to_container(config, resolve=False))
+        texts = {k: v for k, v in flatten(OmegaConf.to_container(config, resolve=False)).items() if isinstance(v, str)}
+        for key, text in texts.items():  # a config file is held to the same rules as an override
+            check_text(key, text)
         tree = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides) from None
     check_additions(overrides)
     assert isinstance(tree, dict)
-    return Composed(
-        tree={str(k): v for k, v in tree.items()}, interpolated=frozenset(re.findall(r"\$\{([\w.]+)\}", raw))
-    )
+    interpolated = frozenset(key for text in texts.values() for key in REFERENCE.findall(text))
+    return Composed(tree={str(k): v for k, v in tree.items()}, interpolated=interpolated)
 
 
 def check_override(override: str) -> None:
@@ -93,12 +93,6 @@ def check_override(override: str) -> None:
             f"{bare} is a setting of Hydra itself, which is fixed; `gopher plan --cfg` shows what can be set"
         )
     check_text(bare, value)
-
-
-def check_values(tree: Any) -> None:
-    """The same for every value of a composition, so that a config file is held to it too."""
-    for key, value in flatten(tree).items():
-        check_text(key, value if isinstance(value, str) else "")
 
 
 def check_text(key: str, value: str) -> None:
