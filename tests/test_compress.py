@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rungs import trained_run
 
 from gopher.cache import Cache
 from gopher.compress import Pieces, classical_rates, columns, compress, decompress, rung_rate
@@ -25,18 +24,13 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compress")
+def rung(tiny_run: Path) -> Rung:
+    return open_rung(tiny_run)
 
 
 @pytest.fixture(scope="module")
-def rung(root: Path) -> Rung:
-    return open_rung(trained_run(root))
-
-
-@pytest.fixture(scope="module")
-def text(rung: Rung, root: Path) -> bytes:
-    return (root / "text" / "prose" / "003.txt").read_bytes()[:2500]
+def text(tiny_run: Path) -> bytes:
+    return (tiny_run.parents[1] / "text" / "prose" / "003.txt").read_bytes()[:2500]
 
 
 @pytest.mark.parametrize("rows", [1, 3, None])
@@ -80,9 +74,9 @@ def test_a_normalising_tokenizer_loses_nothing(text: bytes) -> None:
     assert 20 < pieces.count_bytes(np.array(tokens)) < 300
 
 
-def test_other_models_and_damage_are_refused(rung: Rung, root: Path, text: bytes) -> None:
+def test_other_models_and_damage_are_refused(rung: Rung, tiny_run: Path, text: bytes) -> None:
     coded = compress(rung, text[:400]).coded
-    earlier = open_rung(root / "runs" / rung.spec.key, step=10)
+    earlier = open_rung(tiny_run, step=10)
     with pytest.raises(UsageError, match=f"compressed by checkpoint {rung.sha256[:16]} and this one is"):
         decompress(earlier, coded)
     with pytest.raises(UsageError, match="no file of `gopher compress`"):

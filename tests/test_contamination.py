@@ -4,12 +4,26 @@ Items copied from training documents (other case and punctuation, across blocks,
 new text, text that spans two documents and text seen for 12 words only are clean; short items are not judged.
 """
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gopher.evals.contamination import Spelling, blocks_of, ngram_hashes, ngrams_of, normalised, overlaps, word_hashes
+from gopher.evals.contamination import (
+    Spelling,
+    blocks_of,
+    by_subset,
+    ngram_hashes,
+    ngrams_of,
+    normalised,
+    overlaps,
+    word_hashes,
+)
 from gopher.shards import ShardReader, ShardWriter
 from gopher.spec import TokenizerSpec
 from gopher.tokenizer import Tokenizer, train_tokenizer
@@ -97,3 +111,32 @@ def test_normalisation() -> None:
     assert normalised("The U.S., (1999) -- it_s Ünder!").split() == ["the", "us", "1999", "its", "ünder"]
     assert ngrams_of(["w"] * 7) == set() and ngrams_of(list("abcdefgh")) == {tuple("abcdefgh")}
     assert len(ngrams_of([str(i) for i in range(20)])) == 8
+
+
+def test_scores_of_subsets() -> None:
+    found = by_subset([1.0, 0.0, 1.0, 1.0, 0.5], [True, False, True, False, None])
+    assert found["dirty"] == {"n": 2, "value": 1.0, "stderr": 0.0} and found["unjudged"]["stderr"] is None
+    assert found["clean"] == {"n": 2, "value": 0.5, "stderr": pytest.approx(0.5)} and found["all"]["n"] == 5
+    assert by_subset([1.0], [False])["dirty"] == {"n": 0, "value": None, "stderr": None}
+
+
+@pytest.mark.slow
+def test_the_verb_finds_planted_items(tiny_run: Path, tmp_path: Path) -> None:
+    """Two of five items are copied from training documents; a task without data is named and the other goes on."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install gopher-sweeps[evals]")
+    words = " ".join(p.read_text() for p in sorted((tiny_run.parents[1] / "text" / "prose").glob("*.txt"))[:9]).split()
+    texts = [" ".join(words[at : at + 30]) for at in (900, 2500)] + ["seven words are too short to judge"]
+    texts += [f"a new sentence number {i} about nothing that any president has ever said to congress" for i in range(2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    for name, file in (("planted", "rows.jsonl"), ("absent", "none.jsonl")):
+        task = {"task": name, "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_target": "text"}
+        task |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / file)}}}
+        task |= {"doc_to_text": "", "metric_list": [{"metric": "bits_per_byte"}]}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(task))
+    overrides = [f"checkpoint={tiny_run}", "tasks=[planted,absent]", f"tasks_path={tmp_path}", "format=json"]
+    command = [sys.executable, "-m", "sweeps.cli", "contamination", *overrides]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["results"][0]["dirty_ids"] == [0, 1] and found["results"][0]["unjudged"] == 1
+    assert [s["task"] for s in found["skipped"]] == ["absent"] and found["skipped"][0]["reason"]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rungs import trained_run
 
 from gopher.dialogue import DESCRIPTION, EXAMPLES, MODEL, USER, Dialogue, reply
 from gopher.inference import Rung, open_rung
@@ -21,13 +20,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_run(tmp_path_factory.mktemp("dialogue"))
-
-
-@pytest.fixture(scope="module")
-def rung(run_folder: Path) -> Rung:
-    return open_rung(run_folder)
+def rung(tiny_run: Path) -> Rung:
+    return open_rung(tiny_run)
 
 
 def tokens(rung: Rung, text: str) -> int:
@@ -62,8 +56,8 @@ def gopher(cwd: Path, *words: str, said: str = "") -> subprocess.CompletedProces
     )
 
 
-def test_chat_answers_the_lines_of_a_pipe(run_folder: Path, tmp_path: Path) -> None:
-    done = gopher(tmp_path, "chat", str(run_folder), "format=json", said="Hello?\n\nWho is there?\n")
+def test_chat_answers_the_lines_of_a_pipe(tiny_run: Path, tmp_path: Path) -> None:
+    done = gopher(tmp_path, "chat", str(tiny_run), "format=json", said="Hello?\n\nWho is there?\n")
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [a["question"] for a in answers] == ["Hello?", "Who is there?"] and all("answer" in a for a in answers)
@@ -71,14 +65,14 @@ def test_chat_answers_the_lines_of_a_pipe(run_folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_compress_measures_and_restores(run_folder: Path, tmp_path: Path) -> None:
+def test_compress_measures_and_restores(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"The Congress of the United States \xff\n" * 9)
-    made = gopher(tmp_path, "compress", f"checkpoint={run_folder}", "max_bytes=900", "format=json")
+    made = gopher(tmp_path, "compress", f"checkpoint={tiny_run}", "max_bytes=900", "format=json")
     assert made.returncode == 0, made.stderr
     names = [row["name"] for row in json.loads(made.stdout)["rows"]]
     assert names == ["gzip -9", "LZMA -9e", "tiny"] and json.loads(made.stdout)["data"]["bytes"] == 900
-    assert gopher(tmp_path, "compress", f"checkpoint={run_folder}", "file=text", "out=small").returncode == 0
-    words = ("compress", f"checkpoint={run_folder}", "file=small", "out=again", "decompress=true")
+    assert gopher(tmp_path, "compress", f"checkpoint={tiny_run}", "file=text", "out=small").returncode == 0
+    words = ("compress", f"checkpoint={tiny_run}", "file=small", "out=again", "decompress=true")
     assert gopher(tmp_path, *words).returncode == 0
     assert (tmp_path / "again").read_bytes() == (tmp_path / "text").read_bytes()
     refused = gopher(tmp_path, *words)

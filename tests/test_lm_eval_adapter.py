@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rungs import trained_run
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install gopher-sweeps[evals]")
 
@@ -44,11 +43,6 @@ ROWS = [
     {"question": "What is the colour of the sky by day?", "options": ["black", "blue"], "gold": 1},
     {"question": "What is the colour of snow?", "options": ["white", "brown"], "gold": 0},
 ]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_run(tmp_path_factory.mktemp("adapter"))
 
 
 SCRIPT = """
@@ -90,24 +84,24 @@ def check(run_folder: Path, samples: dict, results: dict) -> None:
     assert all("\n" not in sample["resps"][0][0] for sample in samples["short"])
 
 
-def test_the_harness_scores_a_checkpoint(run_folder: Path, tmp_path: Path) -> None:
+def test_the_harness_scores_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
     write_tasks(tmp_path)
-    found = json.loads(python(tmp_path, "-c", SCRIPT, str(run_folder), str(tmp_path), *TASKS).splitlines()[-1])
-    check(run_folder, found["samples"], found["results"])
+    found = json.loads(python(tmp_path, "-c", SCRIPT, str(tiny_run), str(tmp_path), *TASKS).splitlines()[-1])
+    check(tiny_run, found["samples"], found["results"])
 
 
 @pytest.mark.slow
-def test_the_command_line_of_the_harness_runs_offline(run_folder: Path, tmp_path: Path) -> None:
+def test_the_command_line_of_the_harness_runs_offline(tiny_run: Path, tmp_path: Path) -> None:
     """Slow because it reads the list of its 14,000 tasks first."""
     write_tasks(tmp_path)
-    words = ["--model", "gopher", "--model_args", f"checkpoint={run_folder}", "--tasks", ",".join(TASKS)]
+    words = ["--model", "gopher", "--model_args", f"checkpoint={tiny_run}", "--tasks", ",".join(TASKS)]
     words += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--log_samples"]
     python(tmp_path, "-m", "gopher.lm_eval_adapter", *words)
     out = tmp_path / "out"
     samples = {
         n: [json.loads(s) for s in next(out.rglob(f"samples_{n}_*.jsonl")).read_text().splitlines()] for n in TASKS
     }
-    check(run_folder, samples, json.loads(next(out.rglob("results_*.json")).read_text())["results"])
+    check(tiny_run, samples, json.loads(next(out.rglob("results_*.json")).read_text())["results"])
 
 
 def plain(run_folder: Path, context: str, continuation: str) -> float:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rungs import trained_run
 from scipy import stats
 
 from gopher.errors import SetupError, UsageError
@@ -109,9 +108,10 @@ def files(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def test_every_task_runs_in_the_harness(files: Path) -> None:
+@pytest.mark.slow
+def test_every_task_runs_in_the_harness(files: Path, tiny_run: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install gopher-sweeps[evals]")
-    words = ["-c", SCRIPT, str(trained_run(files)), str(TASKS)]
+    words = ["-c", SCRIPT, str(tiny_run), str(TASKS)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=files)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -84,6 +84,26 @@ def ngrams_of(words: Sequence[str]) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} if n >= SHORTEST else set()
 
 
+def by_subset(values: Sequence[float], dirty: Sequence[bool | None]) -> dict[str, dict[str, float | int | None]]:
+    """Mean, standard error and number of the items' values: all, clean, dirty, unjudged; None where too few."""
+    flags = np.array([2 if flag is None else int(flag) for flag in dirty])
+    numbers = np.array(values, np.float64)
+    parts = {
+        "all": numbers,
+        "clean": numbers[flags == 0],
+        "dirty": numbers[flags == 1],
+        "unjudged": numbers[flags == 2],
+    }
+    return {
+        name: {
+            "n": len(part),
+            "value": float(part.mean()) if len(part) else None,
+            "stderr": float(part.std(ddof=1) / len(part) ** 0.5) if len(part) > 1 else None,
+        }
+        for name, part in parts.items()
+    }
+
+
 # ---- hashes, mod 2^64
 
 

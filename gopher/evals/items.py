@@ -1,5 +1,6 @@
 """The evaluation items of lm-evaluation-harness tasks as plain text: what the training text must not hold."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ def items_of(
     """Items of the named tasks, found in `tasks_path`, among our own or in the harness; tasks without data are named."""
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it remarks on every task
     folders = [str(OWN_TASKS), *([tasks_path] if tasks_path else [])]
     manager = TaskManager(include_path=folders, include_defaults=False)
     if any(task not in manager.all_tasks for task in tasks):

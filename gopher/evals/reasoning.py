@@ -1,0 +1,116 @@
+"""Prompt modes for questions: plain, zero-shot chain of thought in two stages, and self-consistency over several chains.
+
+Chain of thought as in Kojima et al. 2022: the model first continues "Let's think step by step.", then the answer is
+asked for behind what it wrote. Self-consistency as in Wang et al. 2022: chains are sampled and their answers vote.
+With options the answer is the likeliest option, without it is the generated line. Prompts that outgrow the context lose
+their beginning, which at the contexts of the small rungs may be the question; `cut_tokens` says so.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gopher.completion import Completion, complete
+from gopher.errors import UsageError
+from gopher.inference import Rung
+from gopher.sampling import Sampling
+from gopher.score import score
+
+THINK = "Let's think step by step."
+CONCLUDE = "Therefore, the answer is"
+GREEDY = Sampling(temperature=0)
+NEXT_QUESTION = ("\nQ:", "\n\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """How a question is put. One chain is greedy; several are sampled and vote."""
+
+    think: bool = False
+    chains: int = 1
+    temperature: float = 0.7  # of sampled chains, as in Wang et al. 2022
+    thought_tokens: int = 64
+    answer_tokens: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("chains", "thought_tokens", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.chains > 1 and not self.think:
+            raise UsageError(f"chains is {self.chains} without think; plain answers have no chain to vote with")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    text: str
+    votes: tuple[str, ...]  # the answer of each chain
+    chains: tuple[str, ...]  # what was thought; empty in plain mode
+    cut_tokens: int  # of prompts' beginnings, over all chains
+
+    @property
+    def agreement(self) -> float:
+        """The share of chains that gave this answer."""
+        return self.votes.count(self.text) / len(self.votes)
+
+
+def answers(
+    rung: Rung, questions: Sequence[str], mode: Mode, options: Sequence[Sequence[str]] | None = None
+) -> list[Answer]:
+    """The answer to each question, out of its `options` where they are given."""
+    if options is not None and (len(options) != len(questions) or not all(options)):
+        raise UsageError("options must name at least one option for every question; leave them out for free answers")
+    repeated = [i for i in range(len(questions)) for _ in range(mode.chains)]
+    prompts = [f"Q: {questions[i]}\nA:" for i in repeated]
+    thoughts = think(rung, prompts, mode) if mode.think else []
+    if mode.think:
+        prompts = [
+            f"{prompt} {THINK} {thought.text.strip()}\n{CONCLUDE}"
+            for prompt, thought in zip(prompts, thoughts, strict=True)
+        ]
+    cut = [thought.cut_tokens for thought in thoughts] or [0] * len(prompts)
+    if options is not None:
+        votes = likeliest(rung, prompts, [options[i] for i in repeated])
+    else:
+        made = complete(rung, prompts, max_new_tokens=mode.answer_tokens, until=("\n",), sampling=GREEDY)
+        votes = [tidy(completion.text) for completion in made]
+        cut = [before + completion.cut_tokens for before, completion in zip(cut, made, strict=True)]
+    spans = [slice(i * mode.chains, (i + 1) * mode.chains) for i in range(len(questions))]
+    return [
+        Answer(
+            text=Counter(votes[span]).most_common(1)[0][0],
+            votes=tuple(votes[span]),
+            chains=tuple(thought.text for thought in thoughts[span]),
+            cut_tokens=sum(cut[span]),
+        )
+        for span in spans
+    ]
+
+
+def think(rung: Rung, prompts: Sequence[str], mode: Mode) -> list[Completion]:
+    sampling = GREEDY if mode.chains == 1 else Sampling(temperature=mode.temperature, seed=mode.seed)
+    asked = [f"{prompt} {THINK}" for prompt in prompts]
+    return complete(rung, asked, max_new_tokens=mode.thought_tokens, until=NEXT_QUESTION, sampling=sampling)
+
+
+def likeliest(rung: Rung, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[str]:
+    """The option with the highest log-probability behind each prompt; all options of a prompt share its evaluation."""
+    encode = rung.tokenizer.encode
+    contexts = [tokens.astype(np.int64) for tokens in encode(list(prompts))]
+    flat = [(i, option) for i, own in enumerate(options) for option in own]
+    ids = [tokens.astype(np.int64) for tokens in encode([f" {option}" for _, option in flat])]
+    scores = score(rung.reader, [(contexts[i], tokens) for (i, _), tokens in zip(flat, ids, strict=True)])
+    best: dict[int, tuple[float, str]] = {}
+    for (i, option), found in zip(flat, scores, strict=True):
+        if i not in best or found.log_prob > best[i][0]:
+            best[i] = (found.log_prob, option)
+    return [best[i][1] for i in range(len(prompts))]
+
+
+def tidy(text: str) -> str:
+    """An answer for comparing: one line, lower case, without articles, blanks and final punctuation around it."""
+    line = text.strip().split("\n")[0].lower().strip(" .,:;!?\"'")
+    return re.sub(r"^(a|an|the)\s+", "", line)
