@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 from gopher.errors import GopherError
-from gopher.record import STOPPED, RunFolder
+from gopher.record import ASKED, PREEMPTED, STOPPED, RunFolder
+
+STOP_OF: dict[int, str] = {
+    signal.SIGINT: ASKED,
+    signal.SIGTERM: PREEMPTED,
+}  # SIGTERM is how schedulers announce the end
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +42,9 @@ def train_run(folder: RunFolder) -> int:
     if world > 1:
         join_group(device)
     try:
-        state = train(folder, rank=rank, world=world, should_stop=lambda: bool(stopping))
+        state = train(
+            folder, rank=rank, world=world, should_stop=lambda: STOP_OF.get(stopping[-1]) if stopping else None
+        )
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -12,6 +12,9 @@ import os
 import pickle
 import shutil
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from gopher.errors import GopherError, UsageError
@@ -28,33 +32,106 @@ from gopher.model import Transformer
 from gopher.optim import Adam
 from gopher.record import RunFolder, write_atomic
 from gopher.shard import DTYPES, like
+from gopher.spec import Placement, named_steps
 
 MARKER = "complete.json"
 FORMAT = 1
+Tell = Callable[[str], Any]
+
+
+class Saver:
+    """Writes one run's checkpoints, between steps or beside them, and keeps the newest few and the named ones.
+
+    All ranks make the same calls. On any failure nothing is left behind, older checkpoints stay, and every rank raises
+    the same `GopherError`. With `placement.checkpoints=async` the state is copied, written by a thread over a process
+    group of its own, and published by the `finish` after that; at most one is on its way.
+    """
+
+    def __init__(self, folder: Path, adam: Adam, run_key: str, placement: Placement, steps: int) -> None:
+        self.folder, self._adam, self._run_key = folder, adam, run_key
+        self._keep, self.named = placement.keep_checkpoints, named_steps(placement, steps)
+        self._thread = ThreadPoolExecutor(max_workers=1) if placement.checkpoints == "async" else None
+        self._group = dist.new_group(backend="gloo") if self._thread else None
+        self._writing: tuple[int, Future[Written]] | None = None
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` steps, or begin to."""
+        self.finish()
+        writer = begin(self.folder, step)
+        if self._thread is None:
+            complete(self.folder, step, write(self._adam, writer), self._run_key, self._keep, self.named)
+            return
+        copied: Future[Any]
+        try:
+            copied = async_save(  # type: ignore[assignment]  # a Future, as no stager of our own is given
+                tensors(self._adam), storage_writer=writer, process_group=self._group
+            )
+        except (CheckpointException, OSError, RuntimeError) as failure:
+            copied = Future()
+            copied.set_exception(failure)
+        self._writing = step, self._thread.submit(written_in_background, copied, Path(writer.path))
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's part of a checkpoint that is on its way is on disk; `finish` then waits for nobody."""
+        return self._writing is not None and self._writing[1].done()
+
+    def finish(self) -> None:
+        """Publish what is on its way, waiting for it."""
+        if self._writing is not None:
+            (step, future), self._writing = self._writing, None
+            complete(self.folder, step, future.result(), self._run_key, self._keep, self.named)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
 
 
 def save(folder: Path, step: int, adam: Adam, run_key: str, keep: int) -> Path:
-    """Write the state after `step` steps into `folder` on all ranks and drop all but the newest `keep` checkpoints.
+    """Write one checkpoint now, on all ranks, and drop all but the newest `keep`; its folder."""
+    return complete(folder, step, write(adam, begin(folder, step)), run_key, keep, frozenset())
 
-    On any failure nothing is left behind, older checkpoints stay, and every rank raises the same `GopherError`.
-    """
-    final, part = folder / f"{step:010d}", folder / f".{step:010d}.part"
-    first = dist.get_rank() == 0
-    if first:
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What one rank wrote: file name -> size and SHA-256, or why it could not."""
+
+    files: dict[str, Any]
+    error: str | None = None
+
+
+def begin(folder: Path, step: int) -> FileSystemWriter:
+    """The writer into a fresh folder under another name; what a killed writer left is removed."""
+    if dist.get_rank() == 0:
         remove_parts(folder)
     dist.barrier()
-    files: dict[str, Any] = {}
-    error = None
+    return FileSystemWriter(folder / f".{step:010d}.part", single_file_per_rank=True, sync_files=True)
+
+
+def write(adam: Adam, writer: FileSystemWriter) -> Written:
     try:
-        writer = FileSystemWriter(part, single_file_per_rank=True, sync_files=True)
         save_shards(tensors(adam), storage_writer=writer)
-        files = {path.name: fingerprint(path) for path in own_files(part)}
+        return Written(files={path.name: fingerprint(path) for path in own_files(Path(writer.path))})
     except (CheckpointException, OSError, RuntimeError) as failure:
-        error = reason(failure)
-    gathered = gather((files, error))
-    errors = [e for _, e in gathered if e]
+        return Written(files={}, error=reason(failure))
+
+
+def written_in_background(copied: Future[Any], part: Path) -> Written:
+    try:
+        copied.result()
+        return Written(files={path.name: fingerprint(path) for path in own_files(part)})
+    except (CheckpointException, OSError, RuntimeError) as failure:
+        return Written(files={}, error=reason(failure))
+
+
+def complete(folder: Path, step: int, own: Written, run_key: str, keep: int, named: frozenset[int]) -> Path:
+    """Publish what all ranks wrote and drop checkpoints that are neither among the newest `keep` nor named."""
+    final, part = folder / f"{step:010d}", folder / f".{step:010d}.part"
+    first = dist.get_rank() == 0
+    gathered = gather(own)
+    errors = [w.error for w in gathered if w.error]
     if not errors:
-        merged = {name: mark for written, _ in gathered for name, mark in written.items()}
+        merged = {name: mark for w in gathered for name, mark in w.files.items()}
         errors = [e for e in gather(publish(part, final, step, run_key, merged) if first else None) if e]
     if errors:
         if first:
@@ -64,9 +141,20 @@ def save(folder: Path, step: int, adam: Adam, run_key: str, keep: int) -> Path:
             "free some space there and start the run again"
         )
     if first:
-        for old in steps_in(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        passing = [path for path in steps_in(folder) if int(path.name) not in named]
+        for old in passing[:-keep]:
+            if old != final:
+                shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove checkpoints of a course that was given up: a restart must not take them for the newest."""
+    if dist.get_rank() == 0:
+        for path in steps_in(folder):
+            if int(path.name) > step:
+                shutil.rmtree(path, ignore_errors=True)
+    dist.barrier()
 
 
 def publish(part: Path, final: Path, step: int, run_key: str, files: dict[str, Any]) -> str | None:
@@ -82,9 +170,10 @@ def publish(part: Path, final: Path, step: int, run_key: str, files: dict[str, A
     return None
 
 
-def restore(folder: Path, adam: Adam, run_key: str) -> int:
-    """Load the newest intact checkpoint into the model and `adam` on all ranks; its step, or 0 without one."""
-    path = newest_complete(folder)
+def restore(folder: Path, adam: Adam, run_key: str, latest: int | None = None, tell: Tell = warnings.warn) -> int:
+    """Load the newest intact checkpoint (of step `latest` or before) into the model and `adam` on all ranks; its step,
+    or 0 without one. Damaged ones are passed over and told."""
+    path = newest_complete(folder, latest, tell)
     if path is None:
         return 0
     marker = read_marker(path)
@@ -154,16 +243,18 @@ def chosen(folder: Path, step: int | None) -> Path:
 # ---- which checkpoint
 
 
-def newest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all intact; a damaged one is reported and the one before is tried.
+def newest_complete(folder: Path, latest: int | None = None, tell: Tell = warnings.warn) -> Path | None:
+    """The newest checkpoint whose files are all intact; a damaged one is told and the one before is tried.
 
     With a process group every rank checks a share of the files, and all agree.
     """
     for path in reversed(steps_in(folder)):
+        if latest is not None and int(path.name) > latest:
+            continue
         problems = [p for p in gather(damage(path)) if p]
         if not problems:
             return path
-        warnings.warn(f"{path} is damaged ({problems[0]}); using the checkpoint before it", stacklevel=2)
+        tell(f"{path} is damaged ({problems[0]}); using the checkpoint before it")
     return None
 
 

@@ -6,6 +6,7 @@ runs/<key>/
     provenance.json   versions, code state, resolved config
     state.json        RunState: where it stands
     metrics.jsonl     one line per logged step: {"step": 10, "metrics": {"train/loss": 5.1}}
+    events.jsonl      what happened besides: {"time": ..., "kind": "rewind", "step": 40, "sentence": "..."}
     checkpoints/      see gopher.checkpoint
 """
 
@@ -24,6 +25,7 @@ from gopher.errors import GopherError, SetupError
 from gopher.spec import Placement, RunSpec, build, from_json, to_json
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
+ASKED, PREEMPTED = "asked", "preempted"  # why a run stopped: it waits for a person, or only for a place to run
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -46,6 +48,8 @@ class RunState:
     step: int = 0  # optimizer steps done
     attempt: int = 0  # starts so far
     reason: str | None = None  # why it failed or stopped, one sentence
+    cause: str | None = None  # of a stop: asked | preempted
+    progressed_at: float = 0.0  # unix seconds at which a step was last done; a hang shows here, not in a live process
     updated_at: float = 0.0  # unix seconds
     train_seconds: float = 0.0  # inside training steps, evaluation and checkpoints, over all attempts
     tokens_per_second: float | None = None  # recent
@@ -138,15 +142,19 @@ class RunFolder:
         except FileNotFoundError:
             return False
 
-    def request_stop(self) -> None:
+    def request_stop(self, cause: str = ASKED) -> None:
         """Ask whoever trains this run to checkpoint and stop; works across processes and machines that share the folder."""
-        write_atomic(self.path / "stop", "")
+        write_atomic(self.path / "stop", cause)
 
     def clear_stop(self) -> None:
         (self.path / "stop").unlink(missing_ok=True)
 
-    def stop_requested(self) -> bool:
-        return (self.path / "stop").exists()
+    def stop_requested(self) -> str | None:
+        """ASKED or PREEMPTED when somebody wants the run to stop."""
+        try:
+            return PREEMPTED if (self.path / "stop").read_text("utf-8") == PREEMPTED else ASKED
+        except FileNotFoundError:
+            return None
 
     def log(self, step: int, metrics: dict[str, float | None]) -> None:
         """Append one line; a later line for the same (metric, step) replaces an earlier one on reading.
@@ -158,12 +166,24 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(line)
 
-    def trim_torn_line(self) -> None:
-        """Cut a half-written last line left by a kill, so that the next append starts on a line of its own."""
-        path = self.path / "metrics.jsonl"
-        if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-            with open(path, "r+b") as file:
-                file.truncate(data.rfind(b"\n") + 1)
+    def trim_torn_lines(self) -> None:
+        """Cut half-written last lines left by a kill, so that the next append starts on a line of its own."""
+        for path in (self.path / "metrics.jsonl", self.path / "events.jsonl"):
+            if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+                with open(path, "r+b") as file:
+                    file.truncate(data.rfind(b"\n") + 1)
+
+    def event(self, kind: str, step: int | None, sentence: str, **facts: Any) -> None:
+        """Append one event, on disk before this returns: later decisions read it (see gopher.stability)."""
+        line = json.dumps({"time": time.time(), "kind": kind, "step": step, "sentence": sentence, **facts}) + "\n"
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Whole events, oldest first."""
+        return self._lines("events.jsonl")
 
     def metrics(self) -> dict[str, dict[int, float | None]]:
         """metric -> {step: last logged value}, steps ascending."""
@@ -174,8 +194,11 @@ class RunFolder:
         return {name: dict(sorted(points.items())) for name, points in series.items()}
 
     def metric_lines(self) -> list[dict[str, Any]]:
+        return self._lines("metrics.jsonl")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
         try:
-            text = (self.path / "metrics.jsonl").read_text("utf-8")
+            text = (self.path / name).read_text("utf-8")
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in text.split("\n")[:-1] if line]

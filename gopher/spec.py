@@ -314,7 +314,9 @@ class Placement:
     activation_checkpointing: str = "none"  # none | selective | full
     compile: bool = False
     checkpoint_every_steps: int = 200
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest ones, besides the named
+    checkpoints: str = "sync"  # sync: written between two steps | async: copied, then written beside the next steps
+    named_checkpoints: str = "none"  # none | log: steps 0, 1, 2, 4 ... 512, then every 1,000, are kept for ever
     log_every_steps: int = 10
 
     def __post_init__(self) -> None:
@@ -327,12 +329,24 @@ class Placement:
             "log_every_steps",
         ):
             require(getattr(self, name) >= 1, f"placement.{name} is {getattr(self, name)}; give a positive integer")
+        for name, choices in {"checkpoints": ("sync", "async"), "named_checkpoints": ("none", "log")}.items():
+            require(
+                getattr(self, name) in choices, f"placement.{name} is '{getattr(self, name)}'; use one of {choices}"
+            )
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}'; use cpu or cuda")
         known = ("none", "selective", "full")
         require(
             self.activation_checkpointing in known,
             f"activation_checkpointing is '{self.activation_checkpointing}'; use one of {known}",
         )
+
+
+def named_steps(placement: Placement, steps: int) -> frozenset[int]:
+    """Steps of a run whose checkpoints are kept for ever: Pythia's (Biderman et al. 2023, section 2.1), or none."""
+    if placement.named_checkpoints == "none":
+        return frozenset()
+    early = {0, *(2**i for i in range(10))}
+    return frozenset(s for s in early | set(range(1000, steps + 1, 1000)) if s <= steps)
 
 
 def to_json(spec: Any) -> str:

@@ -16,23 +16,31 @@ import torch.distributed as dist
 
 from gopher import checkpoint
 from gopher.data import TokenStore, check_epochs
+from gopher.drill import Drill
 from gopher.errors import GopherError, UsageError
-from gopher.model import Transformer
+from gopher.model import Transformer, initialise
 from gopher.optim import Adam, clip_scale, learning_rate
-from gopher.record import FAILED, FINISHED, RUNNING, STOPPED, RunFolder, RunState
+from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.shard import build, parts, process_group, release, sync_gradients
 from gopher.size import params_non_embedding, train_flops
 from gopher.spec import Placement, RunSpec
+from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
 
 LOGGED_ROWS = 250  # at most about this many rows per run, however long it is
+PROGRESS_SECONDS = 2.0  # between records of progress
+STOPS = {
+    ASKED: "asked to stop; the run resumes from its checkpoint",
+    PREEMPTED: "its place was taken away; the run resumes from its checkpoint",
+}
 
 
 def train(
-    folder: RunFolder, *, rank: int = 0, world: int = 1, should_stop: Callable[[], bool] | None = None
+    folder: RunFolder, *, rank: int = 0, world: int = 1, should_stop: Callable[[], str | None] | None = None
 ) -> RunState:
     """Train the run in `folder` to its end, from its newest checkpoint if it has one; the final state.
 
-    Called on every rank of an initialised process group, or alone. A finished run returns at once.
+    Called on every rank of an initialised process group, or alone. A finished run returns at once. `should_stop` is asked
+    at every step; ASKED or PREEMPTED from any rank ends the run at a checkpoint with that cause.
     """
     run, placement = folder.spec(), folder.placement()
     before = folder.state()
@@ -43,7 +51,7 @@ def train(
         check_batch(run, placement, world)
         torch.set_num_threads(placement.threads_per_worker)
         with process_group(placement.device):
-            return train_steps(folder, run, placement, journal, rank, world, should_stop or (lambda: False))
+            return train_steps(folder, run, placement, journal, rank, world, should_stop or (lambda: None))
     except Exception as failure:
         journal.state(FAILED, reason=one_line(failure))
         raise
@@ -56,7 +64,7 @@ def train_steps(
     journal: "Journal",
     rank: int,
     world: int,
-    should_stop: Callable[[], bool],
+    should_stop: Callable[[], str | None],
 ) -> RunState:
     # ---- data, model, optimizer, newest checkpoint
     store = TokenStore.open(placement.data_dir)
@@ -65,10 +73,15 @@ def train_steps(
     validation = store.validation(run.model.context, run.evaluation.tokens_per_subset)
     model = build(run, placement)
     adam = Adam(parts(model), run)
-    step = checkpoint.restore(folder.checkpoints, adam, run.key)
+    saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps)
+    step = checkpoint.restore(folder.checkpoints, adam, run.key, tell=journal.warn)
+    skips = skips_of(journal.events())
+    watch, drill = Watch(), Drill(folder, rank)
     log_every = max(placement.log_every_steps, math.ceil(run.steps / LOGGED_ROWS))
-    stop, saved = False, step
+    stop, saved = None, step
     journal.start(step)
+    if step == 0 and 0 in saver.named:
+        save(saver, 0, run, saved, journal)
 
     while True:
         # ---- evaluation; after a resume at such a step it is repeated with the same result
@@ -76,17 +89,21 @@ def train_steps(
             metrics = evaluate(model, run, placement, validation, rank, world)
             journal.log(step, metrics | budget(run, step, "val"))
             if step == run.steps:
+                saver.close()
                 journal.log(step, final_metrics(run, metrics, journal.train_seconds, world))
                 return journal.state(FINISHED, step)
         if stop:
             if saved != step:
-                checkpoint.save(folder.checkpoints, step, adam, run.key, placement.keep_checkpoints)
-            return journal.state(STOPPED, step, reason="asked to stop; the run resumes from its checkpoint")
+                saver.save(step)
+            saver.finish()
+            saver.close()
+            return journal.state(STOPPED, step, reason=STOPS[stop], cause=stop)
 
         # ---- forward and backward over this rank's micro-batches
         began = time.perf_counter()
         nats = torch.zeros((), dtype=torch.float64, device=placement.device)
-        micro_batches = list(own_micro_batches(run, placement, step, rank, world))
+        first = run.sequences_before(step) + skipped_before(skips, step)
+        micro_batches = list(own_micro_batches(run, placement, step, first, rank, world))
         for start in micro_batches:
             batch = store.batch(run.data, run.seed, start, start + placement.micro_batch_sequences, run.model.context)
             inputs, targets = (torch.from_numpy(x).to(placement.device) for x in batch)
@@ -94,25 +111,33 @@ def train_steps(
             loss = model(inputs, targets)
             (loss / run.batch_tokens(step)).backward()
             nats += loss.detach()
+        nats = drill.strike(step, first, first + run.batch_sequences(step), nats, run.batch_tokens(step))
 
-        # ---- one reduction tells every rank the loss, the norm and whether to stop
-        totals = torch.stack([nats, adam.squared_norm(), nats.new_tensor(float(should_stop()))])
+        # ---- one reduction tells every rank the loss, the norm, who wants to stop and whose checkpoint is on disk
+        asked = should_stop()
+        told = [float(asked == ASKED), float(asked == PREEMPTED), float(saver.written)]
+        totals = torch.cat([torch.stack([nats, adam.squared_norm()]), nats.new_tensor(told)])
         if world > 1:
             dist.all_reduce(totals)
-        loss_sum, squared_norm, stops = totals.tolist()
+        loss_sum, squared_norm, people, notices, written = totals.tolist()
+        stop = ASKED if people else PREEMPTED if notices else None
         # Rounded to float32, so that the order in which ranks were added up (1e-16) does not show.
         loss_per_token, norm = torch.tensor([loss_sum / run.batch_tokens(step), math.sqrt(squared_norm)]).tolist()
-        if not (math.isfinite(loss_per_token) and math.isfinite(norm)):
-            raise GopherError(
-                f"step {step + 1} has loss {loss_per_token} and gradient norm {norm}; parameters are untouched and the "
-                f"checkpoint of step {saved} is intact, so lower optim.lr (now {run.optim.lr:g}) or inspect the data"
-            )
+        if written == world:
+            publish(saver, journal)
+
+        # ---- a step that cannot be trusted is never applied: back to a checkpoint
+        if trouble := watch.trouble(loss_per_token, norm):
+            adam.zero_grad()
+            step = saved = rewind(folder, run, model, adam, saver, journal, step, trouble)
+            skips, watch = skips_of(journal.events()), Watch()
+            continue
 
         # ---- update
         rate = learning_rate(run.optim, step + 1, run.steps)
         adam.step(step + 1, rate, clip_scale(norm, run.optim.clip_norm))
         adam.zero_grad()
-        step, stop = step + 1, stops > 0
+        step += 1
         journal.count(run.batch_tokens(step - 1), time.perf_counter() - began)
 
         # ---- log, checkpoint
@@ -120,20 +145,80 @@ def train_steps(
             rows = {"train/loss": loss_per_token, "train/grad_norm": norm, "train/lr": rate}
             journal.log(step, rows | budget(run, step, "train") | journal.speed())
             journal.state(RUNNING, step)
-        if step % placement.checkpoint_every_steps == 0 or step == run.steps:
-            saved = save(folder, step, adam, run, placement, saved)
+        journal.progress(step)
+        if step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named:
+            saved = save(saver, step, run, saved, journal)
 
 
-def save(folder: RunFolder, step: int, adam: Adam, run: RunSpec, placement: Placement, saved: int) -> int:
+# ---- checkpoints and the way back
+
+
+def save(saver: checkpoint.Saver, step: int, run: RunSpec, saved: int, journal: "Journal") -> int:
     """Step of the newest checkpoint: `step`, or `saved` with a warning when it could not be written before the end."""
     try:
-        checkpoint.save(folder.checkpoints, step, adam, run.key, placement.keep_checkpoints)
+        saver.save(step)
+        if step == run.steps:
+            saver.finish()
     except GopherError as failure:
         if step == run.steps:
             raise
-        warnings.warn(f"{failure}; training goes on", stacklevel=2)
+        journal.warn(f"{failure}; training goes on")
         return saved
     return step
+
+
+def publish(saver: checkpoint.Saver, journal: "Journal") -> None:
+    """A checkpoint written beside the steps becomes one; if it could not be written, training goes on without it."""
+    try:
+        saver.finish()
+    except GopherError as failure:
+        journal.warn(f"{failure}; training goes on")
+
+
+def rewind(
+    folder: RunFolder,
+    run: RunSpec,
+    model: Transformer,
+    adam: Adam,
+    saver: checkpoint.Saver,
+    journal: "Journal",
+    step: int,
+    trouble: Trouble,
+) -> int:
+    """Step of the checkpoint that was gone back to because of `trouble` at the batch of `step`; see `gopher.stability`.
+
+    Raises `GopherError` when the run is beyond help; parameters and checkpoints are then as they were before that step.
+    """
+    publish(saver, journal)
+    what = plan(journal.events(), step, spike=trouble.spike)
+    if what.hopeless:
+        raise GopherError(
+            f"step {step + 1} has {trouble.sentence} and {what.hopeless}; lower optim.lr (now {run.optim.lr:g}) or inspect the data"
+        )
+    back = checkpoint.restore(folder.checkpoints, adam, run.key, latest=what.latest, tell=journal.warn)
+    if back == 0:
+        start_over(model, adam, run)
+    checkpoint.drop_after(folder.checkpoints, back)
+    if what.skip:
+        passed = run.sequences_before(step + 1) - run.sequences_before(back)
+        sentence = f"the batches of steps {back + 1} to {step + 1} gave {trouble.sentence} twice and are passed over"
+        journal.event("skip", back, sentence, sequences=passed)
+    else:
+        journal.event(
+            "rewind",
+            step,
+            f"step {step + 1} has {trouble.sentence}; going on from step {back} with the same batches",
+            to=back,
+        )
+    journal.state(RUNNING, back)
+    return back
+
+
+def start_over(model: Transformer, adam: Adam, run: RunSpec) -> None:
+    """Parameters and moments as before the first step."""
+    initialise(((p.name, p.local, p.start) for p in parts(model)), run.model, run.seed)
+    for moment in (*adam.mean, *adam.square):
+        moment.zero_()
 
 
 # ---- batches
@@ -162,10 +247,12 @@ def check_vocabulary(run: RunSpec, store: TokenStore) -> None:
         )
 
 
-def own_micro_batches(run: RunSpec, placement: Placement, step: int, rank: int, world: int) -> Iterator[int]:
+def own_micro_batches(
+    run: RunSpec, placement: Placement, step: int, first: int, rank: int, world: int
+) -> Iterator[int]:
     """First sequence of each micro-batch of `step` that `rank` computes: a contiguous share of the global batch."""
     share = run.batch_sequences(step) // world
-    begin = run.sequences_before(step) + rank * share
+    begin = first + rank * share
     return iter(range(begin, begin + share, placement.micro_batch_sequences))
 
 
@@ -236,7 +323,9 @@ class Journal:
     def __init__(self, folder: RunFolder, rank: int, before: RunState | None) -> None:
         self.folder, self.rank = folder, rank
         before = before or RunState(state=RUNNING)
-        self.now = dataclasses.replace(before, attempt=before.attempt + 1, reason=None, tokens_per_second=None)
+        self.now = dataclasses.replace(
+            before, attempt=before.attempt + 1, reason=None, cause=None, tokens_per_second=None
+        )
         self.earlier, self.began = before.train_seconds, time.perf_counter()
         self.tokens, self.steps, self.seconds = 0, 0, 0.0
 
@@ -248,8 +337,28 @@ class Journal:
         """Training begins: seconds count from here (imports and building are not training)."""
         self.began = time.perf_counter()
         if self.rank == 0:
-            self.folder.trim_torn_line()
+            self.folder.trim_torn_lines()
         self.state(RUNNING, step)
+
+    def progress(self, step: int) -> None:
+        """Keep the record's step and time of progress recent; most calls do nothing."""
+        if time.time() - self.now.progressed_at > PROGRESS_SECONDS:
+            self.state(RUNNING, step)
+
+    def event(self, kind: str, step: int | None, sentence: str, **facts: Any) -> None:
+        if self.rank == 0:
+            self.folder.event(kind, step, sentence, **facts)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The run's events as the first rank reads them, on every rank."""
+        found = [self.folder.events() if self.rank == 0 else None]
+        dist.broadcast_object_list(found, src=0)
+        return found[0] or []
+
+    def warn(self, sentence: str) -> None:
+        """A warning, kept with the run."""
+        warnings.warn(sentence, stacklevel=2)
+        self.event("warning", self.now.step, sentence)
 
     def count(self, tokens: int, seconds: float) -> None:
         self.tokens, self.steps, self.seconds = self.tokens + tokens, self.steps + 1, self.seconds + seconds
@@ -270,10 +379,18 @@ class Journal:
         if self.rank == 0:
             self.folder.log(step, metrics)
 
-    def state(self, state: str, step: int | None = None, reason: str | None = None) -> RunState:
-        step = self.now.step if step is None else step
+    def state(
+        self, state: str, step: int | None = None, reason: str | None = None, cause: str | None = None
+    ) -> RunState:
+        when = self.now.progressed_at if step is None else time.time()
         self.now = dataclasses.replace(
-            self.now, state=state, step=step, reason=reason, train_seconds=self.train_seconds
+            self.now,
+            state=state,
+            step=self.now.step if step is None else step,
+            reason=reason,
+            cause=cause,
+            progressed_at=when,
+            train_seconds=self.train_seconds,
         )
         if self.rank == 0:
             self.folder.write_state(self.now)

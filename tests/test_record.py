@@ -53,7 +53,7 @@ def test_a_torn_last_line_is_ignored_and_then_cut(tmp_path: Path) -> None:
     with open(folder.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "metr')
     assert folder.metrics() == {"a": {1: 1.0}}
-    folder.trim_torn_line()
+    folder.trim_torn_lines()
     folder.log(3, {"a": 3.0})
     assert folder.metrics() == {"a": {1: 1.0, 3: 3.0}}
 

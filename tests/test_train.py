@@ -2,8 +2,10 @@
 ranks give the same losses. Golden losses guard the numbers of model, data order and optimizer together."""
 
 import dataclasses
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from studies import demo_spec, write_text
 from gopher import corpus
 from gopher.data import prepare
 from gopher.errors import GopherError, UsageError
-from gopher.record import FAILED, FINISHED, STOPPED, RunFolder
+from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
 from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec, TokenizerSpec
 from gopher.train import train
 
@@ -87,7 +89,7 @@ def test_a_finished_run_returns_at_once(finished: RunFolder) -> None:
 def test_a_stopped_run_goes_on_where_it_was(shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path) -> None:
     folder = run_in(tmp_path / "run", shards)
     calls = iter(range(100))
-    assert train(folder, should_stop=lambda: next(calls) == 7).state == STOPPED
+    assert train(folder, should_stop=lambda: ASKED if next(calls) == 7 else None).state == STOPPED
     assert sorted(int(p.name) for p in folder.checkpoints.iterdir()) == [5, 8]
     assert train(folder).state == FINISHED
     assert numbers(folder) == numbers(finished)
@@ -194,3 +196,111 @@ def test_activation_checkpointing_changes_nothing(shards: tuple, finished: RunFo
 
 def test_the_key_of_the_folder_is_the_key_of_its_spec(finished: RunFolder) -> None:
     assert isinstance(finished.spec(), RunSpec) and len(finished.spec().key) == 12 and os.path.isdir(finished.path)
+
+
+# ---- trouble on the way
+
+
+def drill(folder: RunFolder, *faults: dict) -> RunFolder:
+    (folder.path / "drill.json").write_text(json.dumps(faults))
+    return folder
+
+
+def kinds(folder: RunFolder) -> list[tuple[str, int | None]]:
+    return [(e["kind"], e["step"]) for e in folder.events()]
+
+
+@pytest.mark.parametrize("step", [3, 12])  # before the first checkpoint and after two of them
+def test_a_fault_that_does_not_come_back_costs_no_bit(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path, step: int
+) -> None:
+    folder = drill(run_in(tmp_path / "run", shards), {"step": step, "fault": "nan"})
+    assert train(folder).state == FINISHED
+    assert numbers(folder) == numbers(finished)
+    assert kinds(folder) == [("rewind", step)]
+
+
+def test_a_batch_that_is_bad_for_good_is_passed_over(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
+) -> None:
+    """Sequence 200 of the order, in step 12 of 16 sequences: the run goes on behind it, and a resume passes over it too."""
+    bad = {"sequence": 200, "fault": "nan", "times": None}
+    folder = drill(run_in(tmp_path / "run", shards), bad)
+    assert train(folder).state == FINISHED
+    assert kinds(folder) == [("rewind", 12), ("skip", 10)]
+    losses, undisturbed = numbers(folder)["train/loss"], numbers(finished)["train/loss"]
+    assert list(losses) == list(undisturbed)  # no step lost, none twice
+    assert all(losses[s] == undisturbed[s] for s in range(1, 11)) and losses[11] != undisturbed[11]
+    again = drill(run_in(tmp_path / "again", shards), bad)
+    calls = iter(range(1000))
+    assert train(again, should_stop=lambda: ASKED if next(calls) == 17 else None).state == STOPPED
+    assert train(again).state == FINISHED
+    assert numbers(again) == numbers(folder)
+
+
+def test_a_run_beyond_help_says_so_and_keeps_its_checkpoint(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    folder = drill(run_in(tmp_path / "run", shards), {"step": 7, "fault": "nan", "times": None})
+    with pytest.raises(
+        GopherError, match=r"step 8 has loss nan .* batches were skipped 5 times already; lower optim.lr"
+    ):
+        train(folder)
+    state = folder.state()
+    assert state is not None and state.state == FAILED
+    assert [int(p.name) for p in folder.checkpoints.iterdir()] == [5]
+
+
+def test_a_notice_stops_the_run_at_a_checkpoint_and_is_told_from_a_wish(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
+) -> None:
+    folder = run_in(tmp_path / "run", shards)
+    calls = iter(range(100))
+    state = train(folder, should_stop=lambda: PREEMPTED if next(calls) == 7 else None)
+    assert (state.state, state.cause, state.step) == (STOPPED, PREEMPTED, 8)
+    resumed = train(folder)
+    assert (resumed.state, resumed.cause) == (FINISHED, None)
+    assert numbers(folder) == numbers(finished)
+
+
+def test_progress_is_on_record_while_steps_are_done(finished: RunFolder) -> None:
+    state = finished.state()
+    assert state is not None and 0 <= state.updated_at - state.progressed_at < 5
+
+
+def test_checkpoints_beside_the_steps_hold_the_same_bits(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
+) -> None:
+    folder = run_in(tmp_path / "run", shards, {"checkpoints": "async", "named_checkpoints": "log"})
+    assert train(folder).state == FINISHED
+    assert numbers(folder) == numbers(finished)
+    assert sorted(int(p.name) for p in folder.checkpoints.iterdir()) == [0, 1, 2, 4, 8, 15, 16, 20]
+    for one, other in zip(contents(folder, 20), contents(finished, 20), strict=True):
+        assert one == other
+    shutil.rmtree(folder.checkpoints / "0000000020")
+    folder.write_state(dataclasses.replace(folder.state(), state=STOPPED))  # type: ignore[type-var]
+    assert train(folder).state == FINISHED and numbers(folder) == numbers(finished)
+
+
+def contents(folder: RunFolder, step: int) -> list[dict]:
+    marker = json.loads((folder.checkpoints / f"{step:010d}" / "complete.json").read_text())
+    return [mark for name, mark in sorted(marker["files"].items()) if name.endswith(".distcp")]
+
+
+def stop_and_go(rank: int, path: Path) -> None:
+    calls = iter(range(1000))
+    stop = train(
+        RunFolder(path), rank=rank, world=2, should_stop=lambda: PREEMPTED if next(calls) == 8 and rank else None
+    )
+    assert stop.cause == PREEMPTED  # one rank was told, both know
+    assert train(RunFolder(path), rank=rank, world=2).state == FINISHED
+
+
+def test_two_ranks_rewind_skip_and_stop_together(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
+) -> None:
+    how = {"workers": 2, "checkpoints": "async"}
+    folder = drill(run_in(tmp_path / "run", shards, how), {"step": 3, "fault": "nan"}, {"step": 13, "fault": "nan"})
+    on_ranks(2, stop_and_go, folder.path)
+    assert kinds(folder) == [("rewind", 3), ("rewind", 13)]
+    losses, undisturbed = numbers(folder)["train/loss"], numbers(finished)["train/loss"]
+    assert list(losses) == list(undisturbed)
+    assert all(losses[s] == pytest.approx(undisturbed[s], abs=1e-5) for s in losses)  # type: ignore[arg-type]
