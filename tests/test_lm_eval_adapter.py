@@ -123,3 +123,31 @@ def test_generation_options_are_understood() -> None:
         0.7,
         0.9,
     )
+
+
+def test_prompt_modes(tiny_run: Path) -> None:
+    """Thoughts stand between context and answer, the dialogue's description before what is asked."""
+    from lm_eval.api.instance import Instance
+
+    from gopher.completion import complete
+    from gopher.evals.reasoning import CONCLUDE, THINK
+    from gopher.lm_eval_adapter import GopherLM
+
+    rung = open_rung(tiny_run)
+    options = {"until": ["\n"], "max_gen_toks": 6}
+    asked = [Instance("generate_until", {}, (f"Q: {q}\nA:", options), i) for i, q in enumerate(("Who?", "When?"))]
+    plain_texts = GopherLM(rung=rung).generate_until(asked)
+    thinking = GopherLM(rung=rung, think=True, chains=3)
+    assert len(thinking.generate_until(asked)) == 2 and thinking.mode.chains == 3
+    talking = GopherLM(rung=rung, dialogue=True).generate_until(asked)
+    wrapped = complete(rung, ["User: Q: Who?\nA:\n\nGopher:"], max_new_tokens=6, until=("\n",))[0].text
+    assert (
+        talking[0] == wrapped
+        and plain_texts[0] == complete(rung, ["Q: Who?\nA:"], max_new_tokens=6, until=("\n",))[0].text
+    )
+    pair = [Instance("loglikelihood", {}, ("Q: Who?\nA:", option), i) for i, option in enumerate((" he", " they"))]
+    thought = complete(rung, [f"Q: Who?\nA: {THINK}"], max_new_tokens=16, until=("\nQ:", "\n\n"))[0].text.strip()
+    found = GopherLM(rung=rung, think=True).loglikelihood(pair, disable_tqdm=True)
+    context = f"Q: Who?\nA: {THINK} {thought}\n{CONCLUDE}"
+    assert len(rung.tokenizer.encode([context])[0]) < rung.context, "or the reference would need to cut, too"
+    assert found[0][0] == pytest.approx(plain(tiny_run, context, " he"), abs=1e-3)

@@ -59,6 +59,12 @@ FILES = {
     "toxicity_madlibs/bias_madlibs_77k.jsonl": [
         {"Text": f"phrase {i}", "Label": "BAD" if i % 2 else "NOT_BAD"} for i in range(13)
     ],
+    "naturalquestions_open/NQ-open.dev.jsonl": [
+        {"question": f"who built bridge {i}", "answer": [f"Builder {i}", "B."]} for i in range(8)
+    ],
+    "triviaqa/validation_rc_wikipedia_nocontext.jsonl": [
+        {"question": f"Which river is {i}?", "answer": {"value": "Nile", "aliases": ["The Nile"]}} for i in range(8)
+    ],
     "winogender/all_sentences.jsonl": [
         {"sentid": f"baker.customer.{a}.{g}.txt", "sentence": f"The baker told the customer that {p} could pay."}
         for a in (0, 1)
@@ -172,6 +178,13 @@ def test_group_distance_is_the_mean_wasserstein_distance() -> None:
     expected = np.mean([stats.wasserstein_distance(x, pooled) for x in (a, b)])
     items = [("country", "x", a.tolist()), ("country", "y", b.tolist()), ("job", "z", [0.1, 0.2])]
     assert measures.group_distance(items) == pytest.approx(expected * 2 / 3), "a group alone is no distance from itself"
+
+
+def test_exact_match_takes_any_accepted_answer() -> None:
+    doc = {"answers": data.accepted({"value": "River Nile", "aliases": ["The Nile", "River Nile"]})}
+    assert doc["answers"] == ["River Nile", "The Nile"]
+    for said, right in ((" the nile.\nQ: more", 1.0), ("Nile!", 1.0), ("the river", 0.0), ("", 0.0)):
+        assert measures.exact_match(doc, [said]) == {"exact_match": right}
 
 
 def test_gender_gap_is_a_log_odds() -> None:

@@ -7,11 +7,11 @@ import torch
 
 from gopher.completion import complete
 from gopher.errors import UsageError
-from gopher.evals.reasoning import CONCLUDE, THINK, Answer, Mode, answers, likeliest, tidy
+from gopher.evals.reasoning import CONCLUDE, THINK, Answer, Mode, answers, likeliest, majority, question, tidy
 from gopher.inference import Rung, open_rung
 
 torch.set_num_threads(1)
-QUESTIONS = ["Who wrote it?", "What is the sum?"]
+QUESTIONS = [question("Who wrote it?"), question("What is the sum?")]
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def test_two_stages(rung: Rung) -> None:
     """The thought is the greedy continuation of the question, the answer that of question, thought and conclusion."""
     mode = Mode(think=True, thought_tokens=8, answer_tokens=6)
     found = answers(rung, QUESTIONS, mode)
-    for question, answer in zip(QUESTIONS, found, strict=True):
-        asked = f"Q: {question}\nA: {THINK}"
+    for prompt, answer in zip(QUESTIONS, found, strict=True):
+        asked = f"{prompt} {THINK}"
         thought = complete(rung, [asked], max_new_tokens=8, until=("\nQ:", "\n\n"))[0].text
         assert answer.chains == (thought,)
         made = complete(rung, [f"{asked} {thought.strip()}\n{CONCLUDE}"], max_new_tokens=6, until=("\n",))[0]
-        assert answer.text == tidy(made.text) and answer.agreement == 1
+        assert answer.text == made.text.strip() and answer.agreement == 1
     plain = answers(rung, QUESTIONS, Mode(answer_tokens=6))
     assert [a.chains for a in plain] == [(), ()]
 
@@ -50,6 +50,7 @@ def test_the_likeliest_option_is_chosen(rung: Rung) -> None:
 
 
 def test_answers_are_tidied_for_comparison() -> None:
+    assert majority(["Rome", "The Nile.", "a nile", "Rome!", "NILE"]) == "The Nile."
     assert [tidy(t) for t in (" The Nile.\nmore", '"a nile"', "NILE")] == ["nile", "nile", "nile"]
 
 
@@ -58,5 +59,5 @@ def test_wrong_modes_are_refused(rung: Rung) -> None:
         Mode(chains=3)
     with pytest.raises(UsageError, match="thought_tokens is 0"):
         Mode(think=True, thought_tokens=0)
-    with pytest.raises(UsageError, match="options must name at least one option for every question"):
+    with pytest.raises(UsageError, match="options must name at least one option for every prompt"):
         answers(rung, QUESTIONS, Mode(), [["yes"]])

@@ -53,41 +53,55 @@ class Answer:
 
     @property
     def agreement(self) -> float:
-        """The share of chains that gave this answer."""
-        return self.votes.count(self.text) / len(self.votes)
+        """The share of chains that gave this answer, after tidying."""
+        return sum(tidy(vote) == tidy(self.text) for vote in self.votes) / len(self.votes)
+
+
+def question(text: str) -> str:
+    """The prompt of a bare question."""
+    return f"Q: {text}\nA:"
 
 
 def answers(
-    rung: Rung, questions: Sequence[str], mode: Mode, options: Sequence[Sequence[str]] | None = None
+    rung: Rung, prompts: Sequence[str], mode: Mode, options: Sequence[Sequence[str]] | None = None
 ) -> list[Answer]:
-    """The answer to each question, out of its `options` where they are given."""
-    if options is not None and (len(options) != len(questions) or not all(options)):
-        raise UsageError("options must name at least one option for every question; leave them out for free answers")
-    repeated = [i for i in range(len(questions)) for _ in range(mode.chains)]
-    prompts = [f"Q: {questions[i]}\nA:" for i in repeated]
-    thoughts = think(rung, prompts, mode) if mode.think else []
-    if mode.think:
-        prompts = [
-            f"{prompt} {THINK} {thought.text.strip()}\n{CONCLUDE}"
-            for prompt, thought in zip(prompts, thoughts, strict=True)
-        ]
-    cut = [thought.cut_tokens for thought in thoughts] or [0] * len(prompts)
+    """The answer to each prompt (it ends where the answer begins), out of its `options` where they are given."""
+    if options is not None and (len(options) != len(prompts) or not all(options)):
+        raise UsageError("options must name at least one option for every prompt; leave them out for free answers")
+    repeated = [i for i in range(len(prompts)) for _ in range(mode.chains)]
+    asked, thoughts = thought_through(rung, [prompts[i] for i in repeated], mode)
+    cut = [thought.cut_tokens for thought in thoughts] or [0] * len(asked)
     if options is not None:
-        votes = likeliest(rung, prompts, [options[i] for i in repeated])
+        votes = likeliest(rung, asked, [options[i] for i in repeated])
     else:
-        made = complete(rung, prompts, max_new_tokens=mode.answer_tokens, until=("\n",), sampling=GREEDY)
-        votes = [tidy(completion.text) for completion in made]
+        made = complete(rung, asked, max_new_tokens=mode.answer_tokens, until=("\n",), sampling=GREEDY)
+        votes = [completion.text.strip() for completion in made]
         cut = [before + completion.cut_tokens for before, completion in zip(cut, made, strict=True)]
-    spans = [slice(i * mode.chains, (i + 1) * mode.chains) for i in range(len(questions))]
+    spans = [slice(i * mode.chains, (i + 1) * mode.chains) for i in range(len(prompts))]
     return [
         Answer(
-            text=Counter(votes[span]).most_common(1)[0][0],
+            text=majority(votes[span]),
             votes=tuple(votes[span]),
             chains=tuple(thought.text for thought in thoughts[span]),
             cut_tokens=sum(cut[span]),
         )
         for span in spans
     ]
+
+
+def majority(votes: Sequence[str]) -> str:
+    """The first of the votes that most agree with after tidying; of equal ones the earliest."""
+    winner = Counter(map(tidy, votes)).most_common(1)[0][0]
+    return next(vote for vote in votes if tidy(vote) == winner)
+
+
+def thought_through(rung: Rung, prompts: Sequence[str], mode: Mode) -> tuple[list[str], list[Completion]]:
+    """The prompts of the second stage and the thoughts in them; the prompts as they are when the mode does not think."""
+    if not mode.think:
+        return list(prompts), []
+    thoughts = think(rung, prompts, mode)
+    pairs = zip(prompts, thoughts, strict=True)
+    return [f"{prompt} {THINK} {thought.text.strip()}\n{CONCLUDE}" for prompt, thought in pairs], thoughts
 
 
 def think(rung: Rung, prompts: Sequence[str], mode: Mode) -> list[Completion]:

@@ -180,3 +180,20 @@ def group_prompts(repeats: int = 1, **_: Any) -> Any:
         for group in groups.split()
         for _ in range(repeats)
     )
+
+
+def unprompted(count: int, **_: Any) -> Any:
+    """Nothing to continue, `count` times."""
+    return split_of({"text": "", "number": i} for i in range(count))
+
+
+def open_questions(file: str, **_: Any) -> Any:
+    """Questions with every accepted answer (Natural Questions: a list; TriviaQA: value and aliases)."""
+    rows = rows_of(file, "JSONL with question and answer")
+    return split_of({"question": row["question"].strip(), "answers": accepted(row["answer"])} for row in rows)
+
+
+def accepted(answer: Any) -> list[str]:
+    if isinstance(answer, dict):
+        return list(dict.fromkeys([answer["value"], *answer.get("aliases", [])]))
+    return [answer] if isinstance(answer, str) else list(answer)

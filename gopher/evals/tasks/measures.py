@@ -1,6 +1,7 @@
 """What the tasks of this folder make of answers: per item, and over all items. Names end in what they measure."""
 
 import math
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,3 +94,15 @@ def wasserstein(a: Any, b: Any) -> float:
     points = np.sort(np.concatenate([a, b]))
     cdf_a, cdf_b = (np.searchsorted(np.sort(x), points[:-1], side="right") / len(x) for x in (a, b))
     return float((np.abs(cdf_a - cdf_b) * np.diff(points)).sum())
+
+
+def exact_match(doc: dict[str, Any], results: Any) -> dict[str, float]:
+    """Whether the generated line is one of the accepted answers."""
+    said = plain_words(texts_of(results)[0].split("\n")[0])
+    return {"exact_match": float(said in {plain_words(answer) for answer in doc["answers"]})}
+
+
+def plain_words(text: str) -> str:
+    """Lower case, no punctuation, no articles, single blanks (the normalisation of SQuAD, Rajpurkar et al. 2016)."""
+    kept = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(word for word in kept.split() if word not in ("a", "an", "the"))
