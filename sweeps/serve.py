@@ -24,7 +24,7 @@ from typing import Any
 
 from gopher.errors import SetupError, UsageError
 from sweeps.dashboard import dashboard_url
-from sweeps.track import without_password
+from sweeps.entries import without_password
 
 HOST = "127.0.0.1"
 START_SECONDS = 180.0  # usually 5 to 20; longer on a machine that is busy training

@@ -16,8 +16,6 @@ import json
 import logging
 import math
 import os
-import re
-import statistics
 import sys
 import threading
 import time
@@ -30,9 +28,21 @@ from typing import Any
 from gopher.errors import GopherError, SetupError, UsageError
 from gopher.identity import content_hash
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState, write_atomic
-from gopher.size import FLOPS_CONVENTION, params_non_embedding, params_total, train_flops
 from gopher.spec import RunSpec
-from sweeps.dashboard import rung_color, view_tags
+from sweeps.dashboard import view_tags
+from sweeps.entries import (
+    check_uri,
+    data_params,
+    fresh_rows,
+    missing_text,
+    note_of,
+    run_params,
+    run_tags,
+    standing,
+    told,
+    unread,
+    without_password,
+)
 
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
@@ -46,9 +56,6 @@ ENVIRONMENT = {
 BACK_OFF_SECONDS = 10.0  # how long a server that did not answer is left alone
 FLUSH_SECONDS = 2.0  # between two attempts at the end of a launch
 LIVE = {QUEUED: "SCHEDULED", RUNNING: "RUNNING"}
-NOTE_CHARACTERS = 8000
-ROUND = str.maketrans("[]", "()")
-MISSING_SHOWN = 20  # metrics named in the tag of missing numbers
 ENDED = {FINISHED: "FINISHED", FAILED: "FAILED", STOPPED: "KILLED"}
 
 
@@ -64,169 +71,6 @@ def import_mlflow() -> Any:
         for name in ("mlflow", "alembic", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
-
-
-def check_uri(uri: str) -> str:
-    """A tracking URI that MLflow can use. File stores are refused: MLflow has ended their support."""
-    if uri.startswith("file:") or "://" not in uri:
-        raise UsageError(
-            f"tracking.uri is {uri}, a file store, which MLflow no longer supports; leave it unset for sqlite, or name a server"
-        )
-    return uri
-
-
-# ---- what is written, as plain values
-
-
-def run_params(run: RunSpec) -> dict[str, Any]:
-    """Parameters of one training run under the naming contract."""
-    m = run.model
-    return {
-        "rung": run.rung,
-        "seed": run.seed,
-        "model.name": run.rung,
-        "model.n_params": params_total(m),
-        "model.n_params_nonemb": params_non_embedding(m),
-        "model.log10_n_params_nonemb": round(math.log10(params_non_embedding(m)), 6),
-        **{
-            f"model.{k}": getattr(m, k)
-            for k in ("n_layers", "n_heads", "d_head", "d_model", "d_ff", "vocab_size", "context")
-        },
-        **{
-            f"optim.{k}": getattr(run.optim, k)
-            for k in ("lr", "warmup_steps", "beta1", "beta2", "clip_norm", "final_lr_fraction")
-        },
-        "precision.parameters": run.precision.parameters,
-        "precision.compute": run.precision.compute,
-        "train.tokens": run.train_tokens,
-        "train.steps": run.steps,
-        "train.batch_tokens": run.batch_tokens(0),
-        "train.flops": f"{train_flops(run):.6e}",
-        "train.log10_flops": round(math.log10(train_flops(run)), 6),
-        "train.flops_convention": FLOPS_CONVENTION,
-        "data.kind": run.data.kind,
-        **{f"data.weight.{name}": round(weight, 6) for name, weight in run.data.weights.items()},
-        "tokenizer.preset": run.tokenizer.preset,
-    }
-
-
-def data_params(run: RunSpec, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Parameters known once the shards exist: how much distinct text there is and how often it is seen."""
-    unique = {n: e["train"]["tokens"] for n, e in manifest["subsets"].items()}
-    seen = {n: run.train_tokens * w / unique[n] for n, w in run.data.weights.items()}
-    return {"data.unique_tokens": sum(unique.values()), "data.max_epochs_seen": round(max(seen.values()), 6)}
-
-
-def run_tags(run: RunSpec, sweep: str, parent: str, rungs: Sequence[str], provenance: dict[str, Any]) -> dict[str, str]:
-    git = provenance.get("git", {})
-    return {
-        "mlflow.runName": f"{run.rung}-lr{run.optim.lr:g}-s{run.seed}",
-        "mlflow.parentRunId": parent,
-        "mlflow.runColor": rung_color(run.rung, rungs),
-        "kind": "train",
-        "sweep.id": sweep,
-        "trial.id": run.key,
-        "rung": run.rung,
-        "seed": str(run.seed),
-        "git.commit": str(git.get("commit")),
-        "git.dirty": str(git.get("dirty")),
-        "config.hash": str(provenance.get("config_hash")),
-        "tokenizer.key": run.tokenizer_key,
-        "data.key": run.data_key,
-        "eval.version": content_hash(
-            {"data": run.data_key, "evaluation": run.evaluation, "context": run.model.context}
-        )[:12],
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One number for MLflow."""
-
-    name: str
-    step: int
-    value: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fresh:
-    """What a stretch of log adds: rows to send, last step of each metric afterwards, first step of each missing number."""
-
-    rows: tuple[Row, ...]
-    steps: Mapping[str, int]
-    missing: Mapping[str, int]
-
-
-def fresh_rows(lines: bytes, steps: Mapping[str, int], missing: Mapping[str, int]) -> Fresh:
-    """Rows of whole log lines that are past the `steps` sent before; null numbers are never sent, only named."""
-    steps, missing, rows = dict(steps), dict(missing), []
-    for line in lines.splitlines():
-        entry = json.loads(line)
-        for name, value in entry["metrics"].items():
-            if value is None:
-                missing.setdefault(name, entry["step"])
-            elif entry["step"] > steps.get(name, -1):
-                rows.append(Row(name=name, step=entry["step"], value=value))
-                steps[name] = entry["step"]
-    return Fresh(rows=tuple(rows), steps=steps, missing=missing)
-
-
-def missing_text(missing: Mapping[str, int]) -> str:
-    """`train/loss from step 40, ...` for the tag that says which numbers a run could not give."""
-    named = [f"{name} from step {step}" for name, step in sorted(missing.items())]
-    more = f" and {len(named) - MISSING_SHOWN} more" if len(named) > MISSING_SHOWN else ""
-    return ", ".join(named[:MISSING_SHOWN]) + more
-
-
-def unread(log: Path, offset: int) -> bytes:
-    """Whole lines of the log after `offset`; a line that is half written belongs to next time."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(offset)
-            rest = file.read()
-    except FileNotFoundError:
-        return b""
-    return rest[: rest.rfind(b"\n") + 1]
-
-
-def results_table(points: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown table of a fit's points for people: one row a rung and learning rate, seeds averaged, smallest first."""
-    from analysis.numbers import MISSING, count, power_of_ten
-
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for p in sorted(points, key=lambda p: (p.get("params_non_embedding") or 0, p.get("learning_rate") or 0)):
-        groups.setdefault((p.get("rung"), p.get("learning_rate")), []).append(p)
-    lines = [
-        "| rung | params (non-embedding) | tokens | FLOPs | learning rate | seeds | loss |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (rung, rate), same in groups.items():
-        losses = [p["loss"] for p in same]
-        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        size = [
-            count(same[0].get("params_non_embedding")),
-            count(same[0].get("tokens")),
-            power_of_ten(same[0].get("flops")),
-        ]
-        told_rate = MISSING if rate is None else f"{rate:g}"
-        cells = [rung or MISSING, *size, told_rate, str(len(same)), f"{statistics.fmean(losses):.4f}{spread}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def note_of(text: str, points: Sequence[Mapping[str, Any]]) -> str:
-    """The note with its results table, whole lines only: MLflow cuts a run's note without a word at 8,000 characters.
-
-    A picture's text gets round brackets: the page ends it at the first square one and shows no picture.
-    """
-    text = re.sub(r"!\[(.*)\]\(", lambda m: f"![{m[1].translate(ROUND)}](", text)
-    whole = f"{text}\n\n{results_table(points)}" if points else text
-    if len(whole) <= NOTE_CHARACTERS:
-        return whole
-    return whole[: whole.rfind("\n", 0, NOTE_CHARACTERS - 2)] + "\n…"
-
-
-# ---- the writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,17 +368,6 @@ class Tracker:
         write_atomic(path, json.dumps(notes | {self._place: note}, sort_keys=True) + "\n")
 
 
-def without_password(text: str) -> str:
-    """Text for people: user:password@ of any address in it becomes user@."""
-    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1@", text)
-
-
-def told(error: BaseException) -> str:
-    """The first line of an error for people, cut, without passwords."""
-    text = without_password(str(error).strip().split("\n")[0])
-    return text[:200] if text else type(error).__name__
-
-
 def no_answer(error: BaseException) -> bool:
     """Whether the store was silent or busy, rather than refusing this one request."""
     from mlflow.exceptions import MlflowException, RestException
@@ -548,8 +381,3 @@ def logged_run(run: Any) -> Logged:
     steps = {sys.intern(m.key): m.step for m in run.data.to_proto().metrics}
     params = frozenset(sys.intern(k) for k in run.data.params)
     return Logged(run_id=run.info.run_id, start_ms=run.info.start_time, params=params, steps=steps)
-
-
-def standing(state: RunState) -> list[Any]:
-    """What of a run's state MLflow shows: sent again when one of them changes."""
-    return [state.state, state.attempt, state.reason]

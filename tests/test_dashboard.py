@@ -25,8 +25,9 @@ from sweeps.dashboard import (
     view_state,
     view_tags,
 )
+from sweeps.entries import run_params
 from sweeps.serve import running_server
-from sweeps.track import Tracker, run_params
+from sweeps.track import Tracker
 
 TAG_CHARACTERS = 20_000  # MLflow's limit of an experiment tag
 

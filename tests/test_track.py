@@ -28,8 +28,7 @@ from gopher.errors import SetupError, UsageError
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.size import params_non_embedding, params_total, train_flops
 from gopher.spec import RunSpec
-from sweeps.track import (
-    Tracker,
+from sweeps.entries import (
     check_uri,
     data_params,
     fresh_rows,
@@ -42,6 +41,7 @@ from sweeps.track import (
     unread,
     without_password,
 )
+from sweeps.track import Tracker
 
 TOKENS = 60_000  # 59 steps
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
