@@ -15,6 +15,8 @@ VERBS = {
     "plan": "every run of a sweep with its parameters, tokens and FLOPs; starts nothing",
     "launch": "train what is missing on Ray; a rerun goes on where it was",
     "status": "where every run stands",
+    "stop": "ask a running launch, or one run, to checkpoint and end: gopher stop [RUN]",
+    "resume": "go on with what was stopped or failed",
     "why": "what a run waits for or failed of, and how it differs from the nearest finished run: gopher why RUN",
     "logs": "events, warnings and worker output of a run: gopher logs RUN",
     "fit": "the scaling curve of a sweep, or of points=FILE.csv, with intervals",

@@ -5,18 +5,20 @@
 Everything that matters is in the run folders, so a driver that dies loses nothing: the next launch reads them and goes on.
 """
 
-import fcntl
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, QUEUED, STOPPED, RunFolder, RunState, holder, sign, try_lock
+from gopher.record import FAILED, FINISHED, QUEUED, STOPPED, RunFolder, RunState
 from gopher.size import params_total, train_flops
 from sweeps import schedule
-from sweeps.backends import Backend, DataJob, TrainJob
+from sweeps.backends import Backend, DataJob, Job, TrainJob
+from sweeps.lease import Lease
+from sweeps.lookout import Lookout
+from sweeps.loop import TICK_SECONDS, Clock, Outlook, RealClock, run_loop
 from sweeps.provenance import keep_diff, provenance
 from sweeps.schedule import Capacity, Status, Task
 from sweeps.screen import Screen
@@ -25,25 +27,11 @@ from sweeps.status import run_rows
 from sweeps.study import PlannedRun, Study
 from sweeps.track import Tracker
 
-TICK_SECONDS = 0.25
 SHOW_SECONDS = 1.0
 MIRROR_SECONDS = 3.0
 STOP_SECONDS = 30.0  # how long an interrupted launch waits for checkpoints
 SPARE_BYTES = 500 * 2**20
-
-
-@contextmanager
-def sole_driver(settings: Settings) -> Iterator[None]:
-    """Hold the sweep: a second launch of it under the same output root is told who has it."""
-    settings.sweep_dir.mkdir(parents=True, exist_ok=True)
-    with open(settings.sweep_dir / "lock", "a+", encoding="utf-8") as file:
-        if not try_lock(file):
-            raise SetupError(
-                f"sweep '{settings.name}' is being launched by {holder(file)}; wait for it, or watch it with `gopher status sweep={settings.name} watch=true`"
-            )
-        sign(file)
-        yield
-        fcntl.flock(file, fcntl.LOCK_UN)
+OUTCOMES = {schedule.LOST: FAILED, schedule.HELD: STOPPED}  # of a task that never ended by itself, to its run's state
 
 
 def unfinished(study: Study, settings: Settings) -> list[PlannedRun]:
@@ -93,8 +81,8 @@ def tasks_of(runs: list[PlannedRun]) -> list[Task]:
     return [*data.values(), *trains]
 
 
-def jobs_of(runs: list[PlannedRun], settings: Settings) -> dict[str, DataJob | TrainJob]:
-    jobs: dict[str, DataJob | TrainJob] = {}
+def jobs_of(runs: list[PlannedRun], settings: Settings) -> dict[str, Job]:
+    jobs: dict[str, Job] = {}
     for r in runs:
         jobs[f"data-{r.spec.data_key}"] = DataJob(
             data=r.spec.data, tokenizer=r.spec.tokenizer, output_root=settings.root
@@ -125,29 +113,31 @@ class Mirror:
 
 
 def run_tasks(
-    study: Study, runs: list[PlannedRun], settings: Settings, backend: Backend, screen: Screen
+    study: Study,
+    runs: list[PlannedRun],
+    settings: Settings,
+    backend: Backend,
+    screen: Screen,
+    own: Lease | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Status]:
-    """The loop: until every task is done or lost. Raises `KeyboardInterrupt` after asking the runs to checkpoint."""
-    tasks, jobs = tasks_of(runs), jobs_of(runs, settings)
-    capacity = check_capacity(tasks, backend.capacity, settings)
-    statuses = {t.key: Status() for t in tasks}
-    shown = 0.0
-    while not schedule.settled(statuses):
-        for event in backend.poll():
-            statuses = schedule.apply(statuses, event, settings.launch.max_attempts)
-            if statuses[event.key].phase != schedule.DONE:
-                screen.say(
-                    f"{event.key}: {event.reason}"
-                    + ("; starting it again" if statuses[event.key].phase == schedule.WAITING else "")
-                )
-        statuses = schedule.doom(tasks, statuses)
-        for task in schedule.decide(tasks, statuses, capacity):
-            statuses = schedule.start(statuses, task.key)
-            backend.submit(task, jobs[task.key])
-        if time.monotonic() - shown > SHOW_SECONDS:
-            shown = time.monotonic()
+    """The loop over this sweep's tasks, with the screen on: the final status of each."""
+    tasks, clock = tasks_of(runs), clock or RealClock()
+    whole = check_capacity(tasks, backend.capacity, settings)
+    lookout = Lookout(tasks, runs, settings, whole, own, clock)
+    shown = float("-inf")
+
+    def look(statuses: Mapping[str, Status]) -> Outlook:
+        nonlocal shown
+        if clock.now() - shown > SHOW_SECONDS:
+            shown = clock.now()
             screen.update(run_rows(study, settings))
-        time.sleep(TICK_SECONDS)
+        return lookout(statuses)
+
+    attempts = settings.launch.max_attempts
+    statuses = run_loop(
+        tasks, jobs_of(runs, settings), backend, look, max_attempts=attempts, clock=clock, say=screen.say
+    )
     note_losses(runs, statuses, settings)
     screen.update(run_rows(study, settings))
     return statuses
@@ -174,18 +164,19 @@ def check_capacity(tasks: list[Task], capacity: Capacity, settings: Settings) ->
 
 
 def note_losses(runs: list[PlannedRun], statuses: dict[str, Status], settings: Settings) -> None:
-    """A run lost outside its own worker (killed too often, data failed) gets its reason into its folder."""
+    """A run lost outside its own worker (killed too often, data failed, held by a cap) gets its reason into its folder."""
     for run in runs:
         folder, status = RunFolder(settings.run_dir(run.spec.key)), statuses[run.spec.key]
         state = folder.state()
-        if status.phase == schedule.LOST and state is not None and state.state not in (FAILED, STOPPED):
-            folder.write_state(RunState(**{**vars(state), "state": FAILED, "reason": status.reason}))
+        if state is not None and status.phase in OUTCOMES and state.state not in (FINISHED, FAILED, STOPPED):
+            folder.write_state(replace(state, state=OUTCOMES[status.phase], reason=status.reason))
 
 
-def stop_runs(backend: Backend, runs: list[PlannedRun], settings: Settings) -> None:
+def stop_runs(runs: list[PlannedRun], settings: Settings) -> None:
     """Ask for checkpoints and wait for them, not for ever."""
-    backend.cancel()
     folders = [RunFolder(settings.run_dir(r.spec.key)) for r in runs]
+    for folder in folders:
+        folder.request_stop()
     deadline = time.monotonic() + STOP_SECONDS
     while any(f.is_held() for f in folders) and time.monotonic() < deadline:
         time.sleep(TICK_SECONDS)
@@ -193,7 +184,11 @@ def stop_runs(backend: Backend, runs: list[PlannedRun], settings: Settings) -> N
 
 def failed_runs(study: Study, settings: Settings) -> list[str]:
     rows = run_rows(study, settings)
-    return [f"{r.rung} seed {r.seed} ({r.key}): {r.reason or r.state}" for r in rows if r.state != FINISHED]
+    by_reason: dict[str, list[str]] = {}
+    for r in rows:
+        if r.state != FINISHED:
+            by_reason.setdefault(r.reason or r.state, []).append(f"{r.rung} seed {r.seed} ({r.key})")
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def raise_if_all_alike(statuses: dict[str, Status]) -> None:
@@ -207,6 +202,7 @@ def raise_if_all_alike(statuses: dict[str, Status]) -> None:
 def raise_if_failed(study: Study, settings: Settings) -> None:
     lost = failed_runs(study, settings)
     if lost:
+        count = len(unfinished(study, settings))
         raise GopherError(
-            f"{len(lost)} of {len(study.runs)} runs did not finish: {'; '.join(lost)}; the same command tries them again"
+            f"{count} of {len(study.runs)} runs did not finish: {'; '.join(lost)}; the same command tries them again"
         )

@@ -1,22 +1,28 @@
 """Which task starts next: a pure function of what is wanted, what has happened and what is free.
 
-Order: most expensive first, which packs a ladder best (its one large rung would otherwise run alone at the end).
-A gang starts whole or not at all, and the first task in order that does not fit holds back those behind it, so a large
-gang can never starve.
+Order: text first, then trainings, most expensive first, which packs a ladder best (its one large rung would otherwise
+run alone at the end), then evaluations. A gang starts whole or not at all. A task that does not fit keeps what it needs:
+what stands behind it may pass only with cores, GPUs and places that are left after everything ahead is served, so nobody
+can delay or starve a large gang, and CPU evaluations fill the gaps of a GPU cluster.
+
+Failures have three classes: a preemption is free, a crash has a budget, an error in the configuration is final.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-WAITING, ACTIVE, DONE, LOST = "waiting", "active", "done", "lost"
+WAITING, ACTIVE, DONE, LOST, HELD = "waiting", "active", "done", "lost", "held"
+CRASH, PREEMPTED, FINAL, STOPPED = "crash", "preempted", "final", "asked"
+MAX_PREEMPTIONS = 1000  # of one task: more is a machine that takes every run down
+ORDER = {"data": 0, "train": 1, "eval": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A unit of work: `data` prepares tokenizer and shards, `train` is one run on a gang of `workers`."""
+    """A unit of work: `data` prepares tokenizer and shards, `train` is one run on a gang of `workers`, `eval` scores checkpoints."""
 
     key: str
-    kind: str  # data | train
+    kind: str  # data | train | eval
     needs: tuple[str, ...] = ()
     workers: int = 0
     cpus_per_worker: int = 1
@@ -34,19 +40,22 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What became of a started task. `retry` is set for a crash, never for an error in the configuration."""
+    """What became of a started task, and which class of failure it was."""
 
     key: str
     ok: bool
     reason: str | None = None
-    retry: bool = False
+    cause: str = FINAL  # of a failure: crash | preempted | final | stopped (a person asked for it)
     exit_code: int = 1  # of the command if this is what ends it: 2 configuration, 3 machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
+    """Where a task stands. `held` is a task that was not started on purpose, or was stopped by a person."""
+
     phase: str = WAITING
-    attempts: int = 0
+    crashes: int = 0
+    preemptions: int = 0
     reason: str | None = None
     exit_code: int = 1
 
@@ -59,34 +68,55 @@ class Capacity:
 
 
 def apply(statuses: Mapping[str, Status], event: Event, max_attempts: int) -> dict[str, Status]:
-    """The statuses after one event: done, to be tried again, or lost."""
+    """The statuses after one event: done, to be tried again, held, or lost."""
     before = statuses[event.key]
-    if event.ok:
-        after = Status(phase=DONE, attempts=before.attempts)
-    elif event.retry and before.attempts < max_attempts:
-        after = Status(phase=WAITING, attempts=before.attempts, reason=event.reason)
-    else:
-        after = Status(phase=LOST, attempts=before.attempts, reason=event.reason, exit_code=event.exit_code)
+    crashes = before.crashes + (not event.ok and event.cause == CRASH)
+    preemptions = before.preemptions + (not event.ok and event.cause == PREEMPTED)
+    again = (event.cause == CRASH and crashes < max_attempts) or (
+        event.cause == PREEMPTED and preemptions < MAX_PREEMPTIONS
+    )
+    phase = DONE if event.ok else HELD if event.cause == STOPPED else WAITING if again else LOST
+    after = Status(
+        phase=phase,
+        crashes=crashes,
+        preemptions=preemptions,
+        reason=None if event.ok else event.reason,
+        exit_code=event.exit_code,
+    )
     return {**statuses, event.key: after}
 
 
 def start(statuses: Mapping[str, Status], key: str) -> dict[str, Status]:
-    before = statuses[key]
-    return {**statuses, key: Status(phase=ACTIVE, attempts=before.attempts + 1, reason=before.reason)}
+    return {**statuses, key: replace(statuses[key], phase=ACTIVE)}
+
+
+def hold(statuses: Mapping[str, Status], reason: str) -> dict[str, Status]:
+    """Statuses with everything that waits held back for `reason`; what runs goes on."""
+    return {k: replace(s, phase=HELD, reason=reason) if s.phase == WAITING else s for k, s in statuses.items()}
+
+
+def needs_of(task: Task) -> tuple[int, int, int]:
+    """Cores, GPUs and places among `max_parallel` that a task takes."""
+    return task.cpus, task.gpus, int(task.kind == "train")
+
+
+def free(tasks: Sequence[Task], statuses: Mapping[str, Status], capacity: Capacity) -> tuple[int, ...]:
+    """Cores, GPUs and places that no running task has."""
+    taken = [needs_of(t) for t in tasks if statuses[t.key].phase == ACTIVE]
+    places = len(tasks) if capacity.max_parallel is None else capacity.max_parallel
+    whole = (capacity.cpus, capacity.gpus, places)
+    return tuple(total - sum(t[i] for t in taken) for i, total in enumerate(whole))
 
 
 def decide(tasks: Sequence[Task], statuses: Mapping[str, Status], capacity: Capacity) -> list[Task]:
     """The tasks to start now, in order."""
-    active = [t for t in tasks if statuses[t.key].phase == ACTIVE]
-    cpus = capacity.cpus - sum(t.cpus for t in active)
-    gpus = capacity.gpus - sum(t.gpus for t in active)
-    places = (capacity.max_parallel or len(tasks)) - sum(t.kind == "train" for t in active)
+    left = free(tasks, statuses, capacity)
     chosen = []
-    for task in sorted(ready(tasks, statuses), key=lambda t: (t.kind != "data", -t.cost, t.key)):
-        if task.kind == "train" and (places < 1 or task.cpus > cpus or task.gpus > gpus):
-            break
-        chosen.append(task)
-        cpus, gpus, places = cpus - task.cpus, gpus - task.gpus, places - (task.kind == "train")
+    for task in sorted(ready(tasks, statuses), key=lambda t: (ORDER[t.kind], -t.cost, t.key)):
+        need = needs_of(task)
+        if all(n == 0 or n <= room for n, room in zip(need, left, strict=True)):
+            chosen.append(task)
+        left = tuple(room - n for room, n in zip(left, need, strict=True))  # taken, or kept for it
     return chosen
 
 
@@ -95,19 +125,18 @@ def ready(tasks: Sequence[Task], statuses: Mapping[str, Status]) -> list[Task]:
 
 
 def doom(tasks: Sequence[Task], statuses: Mapping[str, Status]) -> dict[str, Status]:
-    """Statuses with every waiting task lost that needs a lost one."""
+    """Statuses with every waiting task lost, or held, that needs a lost or held one."""
     out = dict(statuses)
     for task in tasks:
-        lost = [n for n in task.needs if out[n].phase == LOST]
-        if out[task.key].phase == WAITING and lost:
-            cause = out[lost[0]]
-            attempts = out[task.key].attempts
-            out[task.key] = Status(phase=LOST, attempts=attempts, reason=cause.reason, exit_code=cause.exit_code)
+        causes = [out[n] for n in task.needs if out[n].phase in (LOST, HELD)]
+        if out[task.key].phase == WAITING and causes:
+            cause = causes[0]
+            out[task.key] = replace(out[task.key], phase=cause.phase, reason=cause.reason, exit_code=cause.exit_code)
     return out
 
 
 def settled(statuses: Mapping[str, Status]) -> bool:
-    return all(s.phase in (DONE, LOST) for s in statuses.values())
+    return all(s.phase in (DONE, LOST, HELD) for s in statuses.values())
 
 
 def impossible(tasks: Sequence[Task], capacity: Capacity) -> list[Task]:

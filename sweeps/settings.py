@@ -13,6 +13,8 @@ class ClusterSettings:
     address: str = "local"  # local: a Ray of our own; auto or host:port: an existing one
     cpus: int | None = None  # how many cores a local Ray offers; None: all
     gpus: int | None = None
+    usd_per_gpu_hour: float | None = None
+    usd_per_cpu_hour: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,11 @@ class TrackingSettings:
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
     max_parallel_runs: int | None = None
-    max_attempts: int = 3  # starts of one run before a crash is final
+    max_attempts: int = 3  # starts of one run before a crash is final; preemptions do not count
+    hang_seconds: float = 900.0  # a run without progress for so long is killed and started again
+    detach: bool = False  # leave the driver in the background, on a Ray cluster as a Ray job
+    max_gpu_hours: float | None = None  # of the whole sweep: nothing more starts beyond
+    max_usd: float | None = None
     patience_seconds: float = 60.0  # how long the end of a launch waits for an unreachable MLflow
 
 
@@ -53,6 +59,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.format in ("table", "json"), f"format is '{self.format}'; use table or json")
+        priced = self.cluster.usd_per_gpu_hour is not None or self.cluster.usd_per_cpu_hour is not None
+        require(
+            self.launch.max_usd is None or priced,
+            "launch.max_usd is set without a price; set cluster.usd_per_gpu_hour or cluster.usd_per_cpu_hour",
+        )
+        require(
+            self.launch.hang_seconds > 0,
+            f"launch.hang_seconds is {self.launch.hang_seconds:g}; give seconds above zero",
+        )
         require(self.watch in ("auto", True, False), f"watch is '{self.watch}'; use auto, true or false")
 
     @property

@@ -1,7 +1,5 @@
 """The driver's loop on a back end in this process: real training, no Ray. Dependencies, retries, locks, space, reasons."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from gopher.data import prepare
 from gopher.errors import GopherError, SetupError, UsageError
 from gopher.record import FAILED, FINISHED, RunFolder
 from gopher.train import train
-from sweeps.backends import DataJob, TrainJob
+from sweeps.backends import DataJob, Job
 from sweeps.compose import compose, hydra_session
 from sweeps.drive import (
     check_space,
@@ -20,11 +18,10 @@ from sweeps.drive import (
     make_folders,
     raise_if_all_alike,
     run_tasks,
-    sole_driver,
     tasks_of,
     unfinished,
 )
-from sweeps.schedule import Capacity, Event, Task
+from sweeps.schedule import CRASH, Capacity, Event, Task
 from sweeps.screen import Screen
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
@@ -39,14 +36,14 @@ class InProcess:
         self.events: list[Event] = []
         self.submitted: list[str] = []
 
-    def submit(self, task: Task, job: DataJob | TrainJob) -> None:
+    def submit(self, task: Task, job: Job) -> None:
         self.submitted.append(task.key)
         try:
             if isinstance(job, DataJob):
                 prepare(job.data, job.tokenizer, job.output_root)
             elif self.crashes:
                 self.crashes -= 1
-                self.events.append(Event(key=task.key, ok=False, reason="a worker died", retry=True))
+                self.events.append(Event(key=task.key, ok=False, reason="a worker died", cause=CRASH))
                 return
             else:
                 train(RunFolder(job.folder))
@@ -58,7 +55,10 @@ class InProcess:
         events, self.events = self.events, []
         return events
 
-    def cancel(self) -> None: ...
+    def cancel(self, key: str, reason: str) -> None: ...
+
+    def logs(self, key: str) -> str:
+        return ""
 
     def close(self) -> None: ...
 
@@ -137,21 +137,6 @@ def test_tasks_share_their_data(tiny: tuple[Study, Settings]) -> None:
     study, _ = tiny
     tasks = tasks_of([*study.runs, *study.runs])
     assert [t.kind for t in tasks] == ["data", "train", "train"] and tasks[1].needs == (tasks[0].key,)
-
-
-def test_a_second_driver_is_told_who_holds_the_sweep(tiny: tuple[Study, Settings]) -> None:
-    _, settings = tiny
-    with sole_driver(settings):
-        code = (
-            "import sys; from pathlib import Path; from sweeps.drive import sole_driver; from sweeps.settings import Settings\n"
-            "from gopher.errors import SetupError\n"
-            f"settings = Settings(output_root={str(settings.root)!r}, name='demo')\n"
-            "try:\n    with sole_driver(settings): pass\nexcept SetupError as error: print(error)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "sweep 'demo' is being launched by process" in done.stdout
-    with sole_driver(settings):
-        pass
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tiny: tuple[Study, Settings]) -> None:

@@ -1,11 +1,16 @@
-"""Where tasks run. Every back end has `start(tasks)`, `submit(task, payload)`, `poll() -> list[Event]`, `cancel(key)` and `close()`."""
+"""Where tasks run: one interface, `submit`, `poll`, `cancel`, `logs` and `close`, for Ray and for a simulated cluster."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gopher.errors import SetupError
 from gopher.spec import DataSpec, TokenizerSpec
 from sweeps.schedule import Capacity, Event, Task
+
+
+class BackendLost(SetupError):
+    """The cluster under a back end is gone; a new launch goes on from the run folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +29,34 @@ class TrainJob:
     folder: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvalJob:
+    """Score the checkpoints of one run on benchmark tasks."""
+
+    folder: Path
+    tasks: tuple[str, ...]
+    tasks_path: Path | None = None
+
+
+Job = DataJob | TrainJob | EvalJob
+
+
 class Backend(Protocol):
     @property
     def capacity(self) -> Capacity: ...
 
-    def warm(self, tasks: list[Task]) -> None: ...
+    def submit(self, task: Task, job: Job) -> None: ...
 
-    def submit(self, task: Task, job: DataJob | TrainJob) -> None: ...
+    def poll(self) -> list[Event]:
+        """What ended since the last call. Raises `BackendLost` when the cluster itself is gone."""
+        ...
 
-    def poll(self) -> list[Event]: ...
+    def cancel(self, key: str, reason: str) -> None:
+        """Kill a running task; it ends as a crash for `reason`."""
+        ...
 
-    def cancel(self) -> None: ...
+    def logs(self, key: str) -> str:
+        """The last output of a task."""
+        ...
 
     def close(self) -> None: ...

@@ -1,13 +1,17 @@
 """`gopher launch`: train what a sweep is missing, mirror it to MLflow, and say what to do next."""
 
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import yaml
 
 from gopher.errors import SetupError
 from gopher.record import RunFolder
-from sweeps.backends import Backend
+from sweeps import lease
+from sweeps.backends import Backend, BackendLost
+from sweeps.background import detach, start_again
 from sweeps.drive import (
     Mirror,
     check_space,
@@ -16,10 +20,10 @@ from sweeps.drive import (
     raise_if_all_alike,
     raise_if_failed,
     run_tasks,
-    sole_driver,
     stop_runs,
     unfinished,
 )
+from sweeps.lookout import stop_mark
 from sweeps.provenance import check_clean, code_state
 from sweeps.redact import redacted
 from sweeps.schedule import Status
@@ -31,12 +35,30 @@ from sweeps.track import Tracker
 
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
+    """Exit code 0 when all runs are finished, 130 when a person stopped it; other ends raise."""
+    settings = settings_of(compose(overrides).tree)
+    say = console(stderr=True).print
+    if settings.launch.detach:
+        load_study(compose, overrides)  # mistakes are told here, not in a log
+        return detach(overrides, settings, say)
+    try:
+        return launch(compose, overrides)
+    except Detach:
+        return detach(overrides, settings, say)
+    except BackendLost as lost:
+        say(f"{lost}; starting again", markup=False)
+        start_again(overrides)
+        raise
+
+
+def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
+    """Train what is missing, holding the sweep."""
     tree = compose(overrides).tree
     settings = settings_of(tree)
     study = load_study(compose, overrides)
     if settings.code.require_clean:
         check_clean(code_state())
-    with sole_driver(settings), ThreadPoolExecutor(max_workers=1) as background:
+    with lease.held(settings.sweep_dir, study.name) as own, ThreadPoolExecutor(max_workers=1) as background:
         tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs)
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
         missing = unfinished(study, settings)
@@ -47,13 +69,17 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
             return report_end(study, settings)
         settings.root.mkdir(parents=True, exist_ok=True)
         check_space(missing, settings)
+        stop_mark(settings).unlink(missing_ok=True)
         make_folders(missing, settings)
         # A new sqlite file takes MLflow seconds, starting Ray takes others: both at once. A server may be down: that is learnt first.
         config = yaml.safe_dump(redacted(tree), sort_keys=False)
         opened = background.submit(open_tracking, tracker, config, subset_names(study))
         if not tracker.uri.startswith("sqlite:"):
             opened.result()
-        train(study, missing, settings, tracker, opened)
+        train(study, missing, settings, tracker, opened, own)
+        if stop_mark(settings).exists():
+            console(stderr=True).print(f"stopped; `gopher resume sweep={study.name}` goes on")
+            return 130
     return report_end(study, settings)
 
 
@@ -63,7 +89,12 @@ def open_tracking(tracker: Tracker, config: str, subsets: list[str]) -> None:
 
 
 def train(
-    study: Study, missing: list[PlannedRun], settings: Settings, tracker: Tracker, opened: "Future[None]"
+    study: Study,
+    missing: list[PlannedRun],
+    settings: Settings,
+    tracker: Tracker,
+    opened: "Future[None]",
+    own: lease.Lease,
 ) -> None:
     """Run the tasks with the screen on; whatever happens, what was logged is delivered and Ray is closed."""
     screen = Screen(study.name, live=settings.watch is not False and console(stderr=True).is_terminal)
@@ -73,7 +104,7 @@ def train(
             opened.result()
             mirror = Mirror(tracker, [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs])
             try:
-                statuses = run_on(backend, study, missing, settings, screen) if backend else {}
+                statuses = run_on(backend, study, missing, settings, screen, own) if backend else {}
             finally:
                 undelivered = mirror.finish(settings.launch.patience_seconds)
         finally:
@@ -99,14 +130,43 @@ def start_ray(study: Study, missing: list[PlannedRun], settings: Settings, scree
 
 
 def run_on(
-    backend: Backend, study: Study, missing: list[PlannedRun], settings: Settings, screen: Screen
+    backend: Backend,
+    study: Study,
+    missing: list[PlannedRun],
+    settings: Settings,
+    screen: Screen,
+    own: lease.Lease,
 ) -> dict[str, Status]:
+    signal.signal(signal.SIGTERM, terminated)  # after Ray's start, which sets its own
     try:
-        return run_tasks(study, missing, settings, backend, screen)
-    except KeyboardInterrupt:
+        return run_tasks(study, missing, settings, backend, screen, own)
+    except KeyboardInterrupt as interrupt:
+        screen.close()
+        answer = "stop" if interrupt.args else ask(screen.say)
         screen.say("stopping: runs write a checkpoint first; Ctrl-C again to leave at once")
-        stop_runs(backend, missing, settings)
+        stop_runs(missing, settings)
+        if answer == "detach":
+            raise Detach from None
         raise
+
+
+class Detach(Exception):
+    """The person wants the launch to go on without the terminal."""
+
+
+def terminated(signal_number: int, frame: object) -> None:
+    """SIGTERM, the notice of Slurm and Kubernetes: like Ctrl-C, but nobody is asked."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def ask(say: Callable[[str], None]) -> str:
+    """`stop` or `detach`: the answer of whoever sits at the terminal; `stop` where nobody does."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return "stop"
+    say(
+        "Ctrl-C: [d]etach, training goes on in the background, or [s]top with checkpoints? (Ctrl-C again leaves at once)"
+    )
+    return "detach" if sys.stdin.readline().strip().lower().startswith("d") else "stop"
 
 
 def report_end(study: Study, settings: Settings) -> int:

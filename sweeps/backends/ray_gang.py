@@ -1,0 +1,240 @@
+"""A gang: one `TorchTrainer` whose workers take runs one after another from a mailbox, and what its workers do."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import GopherError
+from gopher.record import FINISHED, RunFolder
+from sweeps.schedule import CRASH, FINAL, PREEMPTED, STOPPED, Event, Task
+
+GANG_END_SECONDS = 20
+
+
+def gang_shape(task: Task) -> tuple[int, int, int]:
+    return (task.workers, task.cpus_per_worker, task.gpus_per_worker)
+
+
+@dataclass
+class Gang:
+    """One TorchTrainer that works through runs. The driver thread gives and collects; a daemon thread holds `fit()`."""
+
+    ray: Any
+    task: Task
+    scratch: Path
+    report: Callable[[Event], None]
+    key: str | None = None  # the run being trained
+    folder: Path | None = None
+    closed: bool = False
+    given: int = 0
+    _done: Any = None  # reference that resolves when the current run is done
+    _error: list[str] = field(default_factory=list)
+    _killed_for: str | None = None
+
+    def __post_init__(self) -> None:
+        self.shape = gang_shape(self.task)
+        self._mailbox = self.ray.remote(num_cpus=0, max_concurrency=2 * self.task.workers + 8)(Mailbox).remote()
+        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        return self.key is None and not self.closed and not self._error
+
+    def _fit(self) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig
+
+        workers, cpus, gpus = self.shape
+        resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+        name = f"gang-{id(self):x}-{os.getpid()}"
+        trainer = lean_trainer()(
+            work_through_runs,
+            train_loop_config={"mailbox": self._mailbox},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker=resources, use_gpu=bool(gpus)),
+            run_config=RunConfig(
+                name=name, storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=0)
+            ),
+        )
+        try:
+            trainer.fit()
+            self._error.append("the gang ended")
+        except Exception as error:  # any end of the gang is the run's crash, told by `collect`
+            self._error.append(first_line(error))
+
+    def give(self, key: str, folder: Path) -> None:
+        """Hand the next run to the workers."""
+        self.key, self.folder = key, folder
+        self.ray.get(self._mailbox.put.remote(str(folder)))
+        self._done = self._mailbox.result.remote(self.given)
+        self.given += 1
+
+    def collect(self) -> None:
+        """Report the current run if it is done, or if the gang died under it."""
+        if self.key is None or self.folder is None:
+            return
+        ready, _ = self.ray.wait([self._done], timeout=0)
+        if ready:
+            outcome = self.ray.get(ready[0])
+            self.closed = self.shape[0] > 1 and not outcome["ok"]
+            self._settle(Event(key=self.key, **outcome))
+        elif self._error:
+            self.closed = True
+            state = RunFolder(self.folder).state()
+            finished = state is not None and state.state == FINISHED
+            reason = self._killed_for or f"a worker died: {self._error[0]}"
+            self._settle(Event(key=self.key, ok=finished, reason=None if finished else reason, cause=CRASH))
+
+    def kill(self, reason: str) -> None:
+        """Kill one member by force, hung or not; Ray Train then ends the others and `fit`."""
+        self._killed_for = reason
+        members = self.ray.get(self._mailbox.members.remote(), timeout=GANG_END_SECONDS)
+        for member in members.values():
+            self.ray.kill(member)
+
+    def _settle(self, event: Event) -> None:
+        self.key = self.folder = None
+        self.report(event)
+
+    def tell_end(self) -> None:
+        """Ask the workers to leave once their current run is done."""
+        self.closed = True
+        with contextlib.suppress(Exception):
+            self.ray.get(self._mailbox.put.remote(None), timeout=GANG_END_SECONDS)
+
+    def wait_for_end(self) -> None:
+        """Wait for the workers to have left; their cores are free then. Workers that do not leave are killed."""
+        self._thread.join(timeout=GANG_END_SECONDS)
+        if self._thread.is_alive():
+            with contextlib.suppress(Exception):
+                self.ray.kill(self._mailbox)
+            self._thread.join(timeout=GANG_END_SECONDS)
+
+
+def lean_trainer() -> Any:
+    """`TorchTrainer` without two of the actors that it starts per gang: 6 CPU seconds each pair on a laptop.
+
+    One hands out Ray datasets, of which a run has none. The other frees the gang's cores should the trainer die alone;
+    here trainer and driver end together, and Ray frees what a driver held.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class SigtermListeners(WorkerGroupCallback):
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            worker_group.execute(listen_for_sigterm)
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            unneeded = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+            kept = [c for c in super()._create_default_callbacks() if type(c).__name__ not in unneeded]
+            return [*kept, SigtermListeners()]
+
+    return LeanTrainer
+
+
+class Mailbox:
+    """Actor between driver and gang: item i is a run folder, or None for the end; result i comes from rank 0."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._items: list[str | None] = []
+        self._results: dict[int, dict[str, Any]] = {}
+        self._members: dict[int, Any] = {}
+        self._changed = asyncio.Condition()
+
+    async def put(self, item: str | None) -> None:
+        async with self._changed:
+            self._items.append(item)
+            self._changed.notify_all()
+
+    async def get(self, index: int) -> str | None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._items) > index)
+            return self._items[index]
+
+    async def join(self, rank: int, member: Any) -> None:
+        self._members[rank] = member
+
+    async def members(self) -> dict[int, Any]:
+        """Rank -> actor of every worker that has joined."""
+        return self._members
+
+    async def done(self, index: int, outcome: dict[str, Any]) -> None:
+        async with self._changed:
+            self._results[index] = outcome
+            self._changed.notify_all()
+
+    async def result(self, index: int) -> dict[str, Any]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: index in self._results)
+            return self._results[index]
+
+
+def work_through_runs(config: dict[str, Any]) -> None:
+    """What each worker of a gang does: take the next run, train it, say how it ended; until the mailbox says None."""
+    import itertools
+
+    import ray
+    import ray.train
+
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    mailbox = config["mailbox"]
+    ray.get(mailbox.join.remote(rank, ray.get_runtime_context().current_actor))
+    for index in itertools.count():
+        folder = ray.get(mailbox.get.remote(index))
+        if folder is None:
+            return
+        outcome = train_one(RunFolder(folder), rank, world)
+        if rank == 0:
+            ray.get(mailbox.done.remote(index, outcome))
+        if (world > 1 and not outcome["ok"]) or leaving():
+            # other ranks may still wait for this one, or its machine goes: a fresh gang is the only clean start
+            raise GopherError(outcome["reason"] or "the machine is taken away")
+
+
+def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
+    """Train one run in this worker; how it ended. Only the run's own failures are outcomes, anything unforeseen ends the gang."""
+    from gopher.train import train
+    from gopher.worker_log import worker_log
+
+    with folder.held() if rank == 0 else contextlib.nullcontext(), worker_log(folder.path, rank):
+        try:
+            state = train(folder, rank=rank, world=world, should_stop=lambda: why_stop(folder))
+        except GopherError as error:
+            return {"ok": False, "reason": str(error), "cause": FINAL, "exit_code": error.exit_code}
+    return {"ok": state.state == FINISHED, "reason": state.reason, "cause": state.cause or FINAL}
+
+
+def why_stop(folder: RunFolder) -> str | None:
+    """Asked at every step: a person's request, a machine that goes, or None."""
+    return STOPPED if folder.stop_requested() else PREEMPTED if leaving() else None
+
+
+TERMINATED = threading.Event()  # in a worker: SIGTERM came
+
+
+def listen_for_sigterm() -> None:
+    """In a worker's main thread: SIGTERM asks the training to checkpoint and leave."""
+    signal.signal(signal.SIGTERM, lambda *_: TERMINATED.set())
+
+
+def leaving() -> bool:
+    """In a worker: whether its machine is about to be taken away, by SIGTERM or by Ray's notice of a draining node."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    notice = get_train_context().preemption_context.preemption_info  # Ray's public reader is a barrier of all ranks
+    return TERMINATED.is_set() or notice is not None
+
+
+def first_line(error: BaseException) -> str:
+    """The error's own sentence, without the stack that Ray folds into it."""
+    lines = [line for line in str(error).split("\n") if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

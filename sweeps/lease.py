@@ -1,0 +1,171 @@
+"""The lease on a sweep: one driver at a time, across hosts that share the output root, with a heartbeat.
+
+A file created exclusively, so that it needs no lock service: kernel locks do not reach across every network file
+system. Age is told by the file system's own clock, which all hosts share. A holder that is dead, or has not been heard
+of for `STALE_SECONDS`, loses the lease to the next launch.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from gopher.errors import SetupError
+from gopher.record import write_atomic
+from gopher.spec import build
+
+BEAT_SECONDS = 5.0
+STALE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who holds a sweep, and what its driver uses and waits for on the cluster."""
+
+    id: str
+    host: str
+    pid: int
+    since: float  # unix seconds, the holder's clock
+    cluster: str = ""
+    cpus: int = 0
+    gpus: int = 0
+    head_cpus: int = 0  # of the first task that waits for room
+    head_gpus: int = 0
+    head_since: float | None = None  # None: nothing waits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A lease on disk and the seconds since its last heartbeat."""
+
+    holder: Holder
+    age_seconds: float
+
+    @property
+    def live(self) -> bool:
+        """Heard of lately, and alive as far as this host can see."""
+        return self.age_seconds < STALE_SECONDS and (self.holder.host != socket.gethostname() or alive(self.holder.pid))
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.holder.since))
+        return f"process {self.holder.pid} on {self.holder.host} since {since}, last heard {self.age_seconds:.0f} s ago"
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def read(folder: Path) -> Found | None:
+    """The lease of a sweep's folder, or None."""
+    path = folder / "lease.json"
+    try:
+        holder = build(Holder, json.loads(path.read_text("utf-8")), "lease.json")
+        return Found(holder=holder, age_seconds=max(0.0, file_system_now(folder) - path.stat().st_mtime))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def file_system_now(folder: Path) -> float:
+    """The time that a file written in `folder` now would carry."""
+    probe = folder / f".now.{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+class Lease:
+    """A held lease. `tell` says what the driver uses; a thread keeps the heartbeat; `lost` is set if it was taken over."""
+
+    def __init__(self, folder: Path, holder: Holder) -> None:
+        self.folder, self.holder, self.lost = folder, holder, False
+        self._end = threading.Event()
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._end.wait(BEAT_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        with self._writing:
+            found = read(self.folder)
+            if found is None or found.holder.id != self.holder.id:
+                self.lost = True
+            elif not self._end.is_set():
+                write_atomic(self.folder / "lease.json", json.dumps(asdict(self.holder)) + "\n")
+
+    def tell(self, **use: int | float | str | None) -> None:
+        """What other drivers on the same cluster should know; written with the next heartbeat, or at once if it changed."""
+        told = replace(self.holder, **use)  # type: ignore[arg-type]
+        if told != self.holder:
+            self.holder = told
+            self._write()
+
+    def release(self) -> None:
+        self._end.set()
+        self._thread.join()
+        found = read(self.folder)
+        if found is not None and found.holder.id == self.holder.id:
+            (self.folder / "lease.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, name: str) -> Iterator[Lease]:
+    """Hold the sweep. Raises `SetupError` naming a live holder; a stale lease is taken over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = Holder(id=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), since=time.time())
+    while not create(folder, mine):
+        found = read(folder)
+        if found is not None and found.live:
+            raise SetupError(
+                f"sweep '{name}' is being launched by {found}; wait for it, stop it with `gopher stop sweep={name}`, "
+                f"or watch it with `gopher status sweep={name} watch=true`"
+            )
+        if found is not None:
+            remove_stale(folder, found.holder.id)
+    lease = Lease(folder, mine)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def create(folder: Path, holder: Holder) -> bool:
+    """Put a whole lease in place if there is none: a link fails where the name exists, on network file systems too."""
+    part = folder / f".lease.{holder.id}"
+    part.write_text(json.dumps(asdict(holder)) + "\n", "utf-8")
+    try:
+        os.link(part, folder / "lease.json")
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink()
+    return True
+
+
+def remove_stale(folder: Path, stale_id: str) -> None:
+    """Take a stale lease away. Of two launches that try, one may catch the other's fresh lease, and puts it back."""
+    aside = folder / f".stale.{uuid.uuid4().hex}"
+    try:
+        os.rename(folder / "lease.json", aside)
+    except FileNotFoundError:
+        return
+    caught = json.loads(aside.read_text("utf-8"))["id"]
+    if caught != stale_id:
+        os.link(aside, folder / "lease.json")
+    aside.unlink()

@@ -1,0 +1,72 @@
+"""The loop that carries tasks to their ends on any back end: events -> statuses -> start what fits, until nothing is left.
+
+It knows no Ray, no folders and no real time; the simulated back end runs it on a virtual clock.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sweeps import schedule
+from sweeps.backends import Backend, Job
+from sweeps.schedule import Capacity, Status, Task
+
+TICK_SECONDS = 0.25
+
+
+class Clock(Protocol):
+    """Real time, or the virtual time of a simulated cluster."""
+
+    def now(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class RealClock:
+    def now(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What the world around the tasks looks like at one tick."""
+
+    capacity: Capacity  # of which this sweep may use all
+    hold: str | None = None  # why nothing more is started, one sentence
+    hung: Mapping[str, str] = field(default_factory=dict)  # running task -> why it counts as hung
+
+
+def run_loop(
+    tasks: Sequence[Task],
+    jobs: Mapping[str, Job],
+    backend: Backend,
+    look: Callable[[Mapping[str, Status]], Outlook],
+    *,
+    max_attempts: int,
+    clock: Clock,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Status]:
+    """The final status of every task: done, lost or held."""
+    statuses = {t.key: Status() for t in tasks}
+    while True:
+        for event in backend.poll():
+            statuses = schedule.apply(statuses, event, max_attempts)
+            if not event.ok:
+                again = "; starting it again" if statuses[event.key].phase == schedule.WAITING else ""
+                say(f"{event.key}: {event.reason}{again}")
+        outlook = look(statuses)
+        for key, why in outlook.hung.items():
+            backend.cancel(key, why)
+        if outlook.hold:
+            statuses = schedule.hold(statuses, outlook.hold)
+        statuses = schedule.doom(tasks, statuses)
+        if schedule.settled(statuses):
+            return statuses
+        for task in schedule.decide(tasks, statuses, outlook.capacity):
+            statuses = schedule.start(statuses, task.key)
+            backend.submit(task, jobs[task.key])
+        clock.sleep(TICK_SECONDS)

@@ -1,0 +1,81 @@
+"""The lease: one holder, named to the second with its last heartbeat; a dead or silent holder's lease is taken over, once."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from gopher.errors import SetupError
+from sweeps import lease
+from sweeps.lease import STALE_SECONDS, Holder, create, read, remove_stale
+
+
+def stranger(**who: object) -> Holder:
+    return replace(Holder(id="x", host="elsewhere", pid=1, since=1e9), **who)  # type: ignore[arg-type]
+
+
+def age(folder: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(folder / "lease.json", (then, then))
+
+
+def test_a_second_launch_is_told_who_holds_the_sweep(tmp_path: Path) -> None:
+    with lease.held(tmp_path, "demo"):
+        code = (
+            "from pathlib import Path; from sweeps import lease; from gopher.errors import SetupError\n"
+            f"try:\n    with lease.held(Path({str(tmp_path)!r}), 'demo'): pass\nexcept SetupError as error: print(error)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert f"sweep 'demo' is being launched by process {os.getpid()} on " in done.stdout
+        assert "last heard" in done.stdout and "gopher stop sweep=demo" in done.stdout
+    with lease.held(tmp_path, "demo"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_of_another_host_holds_until_its_heartbeat_is_old(tmp_path: Path) -> None:
+    create(tmp_path, stranger())
+    with pytest.raises(SetupError, match="process 1 on elsewhere since 2001"), lease.held(tmp_path, "demo"):
+        pass
+    age(tmp_path, STALE_SECONDS + 5)
+    with lease.held(tmp_path, "demo") as mine:
+        assert read(tmp_path).holder.id == mine.holder.id  # type: ignore[union-attr]
+
+
+def test_the_lease_of_a_dead_process_of_this_host_is_taken_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os; from pathlib import Path; from sweeps import lease\n"
+        f"with lease.held(Path({str(tmp_path)!r}), 'demo'): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert (tmp_path / "lease.json").exists()
+    with lease.held(tmp_path, "demo") as mine:
+        assert mine.holder.pid == os.getpid()
+
+
+def test_a_holder_whose_lease_was_taken_over_learns_it_and_leaves_the_new_one(tmp_path: Path) -> None:
+    with lease.held(tmp_path, "demo") as mine:
+        (tmp_path / "lease.json").write_text(json.dumps(asdict(stranger())))
+        mine.tell(cpus=3)
+        assert mine.lost
+    assert read(tmp_path).holder.id == "x"  # type: ignore[union-attr]
+
+
+def test_a_fresh_lease_caught_while_removing_a_stale_one_is_put_back(tmp_path: Path) -> None:
+    create(tmp_path, stranger(id="fresh"))
+    remove_stale(tmp_path, "stale")
+    assert read(tmp_path).holder.id == "fresh"  # type: ignore[union-attr]
+    remove_stale(tmp_path, "fresh")
+    assert read(tmp_path) is None
+
+
+def test_neighbours_read_what_a_driver_tells(tmp_path: Path) -> None:
+    with lease.held(tmp_path, "demo") as mine:
+        mine.tell(cluster="c", cpus=4, head_since=7.0)
+        found = read(tmp_path)
+    assert found is not None and found.live and (found.holder.cpus, found.holder.head_since) == (4, 7.0)
