@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gopher.record import RunFolder
 
 STEPS_OF_GRACE = 200.0  # a run whose steps take long gets more time than hang_seconds
+STARTING_SECONDS = 600.0  # Ray's start, imports, compilation, loading a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,7 @@ class Mark:
 
     progress: tuple[object, ...]
     seen: float
+    starting: bool  # nothing has changed since the run was handed to its gang
 
 
 class HangWatch:
@@ -28,9 +30,10 @@ class HangWatch:
         key, now, progress = folder.path.name, self._now(), progress_of(folder)
         mark = self._marks.get(key)
         if mark is None or mark.progress != progress:
-            self._marks[key] = Mark(progress=progress, seen=now)
+            self._marks[key] = Mark(progress=progress, seen=now, starting=mark is None)
             return None
         limit = max(self._limit, STEPS_OF_GRACE * (step_seconds or 0.0))
+        limit = max(limit, STARTING_SECONDS) if mark.starting else limit
         silent = now - mark.seen
         if silent < limit:
             return None

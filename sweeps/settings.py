@@ -7,6 +7,8 @@ from typing import Any
 from gopher.errors import UsageError
 from gopher.spec import build, require
 
+FOLLOWING = ("fit", "report", "suggest")  # verbs that need no words of their own
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
@@ -27,6 +29,7 @@ class LaunchSettings:
     max_parallel_runs: int | None = None
     max_attempts: int = 3  # starts of one run before a crash is final; preemptions do not count
     hang_seconds: float = 900.0  # a run without progress for so long is killed and started again
+    then: tuple[str, ...] = ()  # verbs that follow once all runs are finished
     detach: bool = False  # leave the driver in the background, on a Ray cluster as a Ray job
     max_gpu_hours: float | None = None  # of the whole sweep: nothing more starts beyond
     max_usd: float | None = None
@@ -59,6 +62,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.format in ("table", "json"), f"format is '{self.format}'; use table or json")
+        unknown = [verb for verb in self.launch.then if verb not in FOLLOWING]
+        require(not unknown, f"launch.then names '{(unknown or [''])[0]}'; it can hold {', '.join(FOLLOWING)}")
         priced = self.cluster.usd_per_gpu_hour is not None or self.cluster.usd_per_cpu_hour is not None
         require(
             self.launch.max_usd is None or priced,

@@ -11,7 +11,7 @@ from typing import Any
 
 from gopher.errors import GopherError
 from gopher.record import FINISHED, RunFolder
-from sweeps.schedule import CRASH, FINAL, PREEMPTED, STOPPED, Event, Task
+from sweeps.schedule import CRASH, FINAL, PREEMPTED, Event, Task
 
 GANG_END_SECONDS = 20
 
@@ -215,7 +215,7 @@ def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
 
 def why_stop(folder: RunFolder) -> str | None:
     """Asked at every step: a person's request, a machine that goes, or None."""
-    return STOPPED if folder.stop_requested() else PREEMPTED if leaving() else None
+    return folder.stop_requested() or (PREEMPTED if leaving() else None)
 
 
 TERMINATED = threading.Event()  # in a worker: SIGTERM came

@@ -1,5 +1,6 @@
 """`gopher launch`: train what a sweep is missing, mirror it to MLflow, and say what to do next."""
 
+import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -42,13 +43,20 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         load_study(compose, overrides)  # mistakes are told here, not in a log
         return detach(overrides, settings, say)
     try:
-        return launch(compose, overrides)
+        code = launch(compose, overrides)
+        return code or follow(settings.launch.then, compose, overrides)
     except Detach:
         return detach(overrides, settings, say)
     except BackendLost as lost:
         say(f"{lost}; starting again", markup=False)
         start_again(overrides)
         raise
+
+
+def follow(verbs: Sequence[str], compose: ComposeFn, overrides: Sequence[str]) -> int:
+    """The exit code of the verbs that come after a finished sweep, up to the first that fails."""
+    codes = (importlib.import_module(f"sweeps.verbs.{verb}").run(compose, overrides) for verb in verbs)
+    return next((code for code in codes if code), 0)
 
 
 def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:

@@ -1,0 +1,96 @@
+"""What the driver sees between two ticks: hangs by progress alone, spent GPU-hours and money over all attempts, stop requests."""
+
+from pathlib import Path
+
+import pytest
+from studies import demo_spec
+
+from gopher.errors import UsageError
+from gopher.record import ASKED, RUNNING, STOPPED, RunFolder, RunState
+from gopher.spec import Placement
+from sweeps.backends.simulated import VirtualClock
+from sweeps.caps import reached, spent
+from sweeps.drive import failed_runs, note_losses, tasks_of
+from sweeps.hang import STARTING_SECONDS, STEPS_OF_GRACE, HangWatch
+from sweeps.lookout import Lookout, stop_mark
+from sweeps.schedule import ACTIVE, DONE, HELD, Capacity, Status
+from sweeps.settings import ClusterSettings, LaunchSettings, Settings
+from sweeps.study import PlannedRun, Study
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[PlannedRun]:
+    """Two GPU runs of two workers, of which the first has trained for two hours in all."""
+    place = Placement(data_dir=str(tmp_path), workers=2, device="cuda")
+    planned = [PlannedRun(spec=demo_spec(seed), placement=place, config={}) for seed in (0, 1)]
+    for run, seconds in zip(planned, (7200.0, 0.0), strict=True):
+        folder = RunFolder(tmp_path / "runs" / run.spec.key)
+        folder.create(run.spec, run.placement, {})
+        folder.write_state(RunState(state=RUNNING, train_seconds=seconds, attempt=2))
+    return planned
+
+
+def settings_with(root: Path, usd: float | None = None, **launch: object) -> Settings:
+    return Settings(
+        output_root=str(root),
+        name="demo",
+        cluster=ClusterSettings(usd_per_gpu_hour=usd),
+        launch=LaunchSettings(**launch),  # type: ignore[arg-type]
+    )
+
+
+def test_hours_and_money_count_every_attempt(runs: list[PlannedRun], tmp_path: Path) -> None:
+    used = spent(runs, settings_with(tmp_path, usd=2.5))
+    assert (used.gpu_hours, used.cpu_hours, used.usd) == (4.0, 4.0, 10.0)
+    assert spent(runs, settings_with(tmp_path)).usd is None  # no price, no figure
+
+
+def test_a_reached_cap_is_a_sentence(runs: list[PlannedRun], tmp_path: Path) -> None:
+    below, hours = settings_with(tmp_path, max_gpu_hours=4.1), settings_with(tmp_path, max_gpu_hours=4)
+    money = settings_with(tmp_path, usd=2.5, max_usd=10)
+    assert reached(spent(runs, below), below) is None
+    assert "4 GPU-hours are spent and launch.max_gpu_hours is 4; raise it" in str(reached(spent(runs, hours), hours))
+    assert "$10.00 are spent and launch.max_usd is 10" in str(reached(spent(runs, money), money))
+    with pytest.raises(UsageError, match="launch.max_usd is set without a price"):
+        settings_with(tmp_path, max_usd=1)
+
+
+def test_a_run_hangs_by_its_steps_not_by_its_process(runs: list[PlannedRun], tmp_path: Path) -> None:
+    clock, folder = VirtualClock(), RunFolder(tmp_path / "runs" / runs[0].spec.key)
+    watch = HangWatch(100.0, clock.now)
+    assert watch.hung(folder, None) is None
+    clock.sleep(STARTING_SECONDS - 1)
+    assert watch.hung(folder, None) is None  # starting takes its time
+    folder.write_state(RunState(state=RUNNING, step=1))
+    assert watch.hung(folder, None) is None
+    clock.sleep(99)
+    assert watch.hung(folder, None) is None
+    clock.sleep(2)
+    assert "no progress for 101 s" in str(watch.hung(folder, None))
+    assert watch.hung(folder, 2 * 100 / STEPS_OF_GRACE) is None  # its steps are slow
+    watch.forget(folder.path.name)
+    assert watch.hung(folder, None) is None
+
+
+def test_a_stop_request_asks_the_running_and_holds_the_waiting(runs: list[PlannedRun], tmp_path: Path) -> None:
+    settings, tasks = settings_with(tmp_path), tasks_of(runs)
+    lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), None, VirtualClock())
+    statuses = {t.key: Status(phase=DONE) for t in tasks} | {runs[0].spec.key: Status(phase=ACTIVE)}
+    assert lookout(statuses).hold is None and not lookout.stopped
+    stop_mark(settings).parent.mkdir(parents=True)
+    stop_mark(settings).touch()
+    lookout.clock.sleep(2)
+    assert "stopped by `gopher stop`" in str(lookout(statuses).hold) and lookout.stopped
+    assert [RunFolder(tmp_path / "runs" / r.spec.key).stop_requested() for r in runs] == [ASKED, None]
+
+
+def test_what_a_cap_held_back_is_stopped_with_the_reason(runs: list[PlannedRun], tmp_path: Path) -> None:
+    settings = settings_with(tmp_path)
+    held = {r.spec.key: Status(phase=HELD, reason="the cap is reached") for r in runs}
+    note_losses(runs, held, settings)
+    states = [RunFolder(tmp_path / "runs" / r.spec.key).state() for r in runs]
+    assert [(s.state, s.reason) for s in states if s] == [(STOPPED, "the cap is reached")] * 2
+    assert states[0] is not None and states[0].train_seconds == 7200.0
+    study = Study(name="demo", runs=tuple(runs), rungs=("tiny",))
+    lost = failed_runs(study, settings)
+    assert len(lost) == 1 and lost[0].endswith(": the cap is reached") and lost[0].count("tiny seed") == 2
