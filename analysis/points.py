@@ -64,7 +64,30 @@ def client_of(tracking_uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at import
     from mlflow import MlflowClient
 
+    reach(tracking_uri)
     return MlflowClient(tracking_uri=tracking_uri)
+
+
+def reach(tracking_uri: str) -> None:
+    """Raises `SetupError` within seconds when a database server does not let us in; MLflow would try for two minutes."""
+    if not tracking_uri.startswith("postgresql"):
+        return
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(tracking_uri, connect_args={"connect_timeout": 10})
+        with engine.connect():
+            pass
+        engine.dispose()
+    except ImportError as error:
+        raise SetupError(
+            f"the database driver of tracking.uri is missing ({error}); write postgresql+psycopg:// and pip install 'psycopg[binary]'"
+        ) from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        first = str(error).strip().splitlines()[0]
+        raise SetupError(
+            f"the tracking database could not be reached ({first}); start it or mend tracking.uri"
+        ) from None
 
 
 def training_runs(tracking_uri: str, experiment: str) -> list[Any]:

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gopher.cache import HIDDEN, Cache, Places, Reader, check_tokens
+from gopher.cache import Cache, Places, Reader, check_tokens
 from gopher.errors import UsageError
 from gopher.prefixes import Row, Segment, Tokens, batches, order, pack, tree
+from gopher.step import HIDDEN
 
 PACKED_TOKENS = 512  # a tree up to this size is one row: attention between its branches is computed for nothing
 READ_ROWS = 256  # positions whose logits (V each) exist at once

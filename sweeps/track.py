@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.points import reach
 from gopher.errors import GopherError, SetupError, UsageError
 from gopher.identity import content_hash
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState, write_atomic
@@ -114,6 +115,7 @@ class Tracker:
         mlflow = import_mlflow()
         own_files = not self.uri.startswith(("http://", "https://"))  # a database has no place for artifacts
         with self._telling("start it, mend tracking.uri, or leave tracking.uri unset for sqlite"):
+            reach(self.uri)
             self._client = mlflow.MlflowClient(self.uri)
             found = self._client.get_experiment_by_name(self.sweep)
             if found is not None and found.lifecycle_stage == "deleted":
