@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -304,3 +305,36 @@ def test_two_ranks_rewind_skip_and_stop_together(
     losses, undisturbed = numbers(folder)["train/loss"], numbers(finished)["train/loss"]
     assert list(losses) == list(undisturbed)
     assert all(losses[s] == pytest.approx(undisturbed[s], abs=1e-5) for s in losses)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1.6 MB: room for two checkpoints of the tiny model and the record."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(disk)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("a small tmpfs cannot be mounted without root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint of step")
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
+    shards: tuple[DataSpec, Path], finished: RunFolder, small_disk: Path, mode: str
+) -> None:
+    """Training goes on, says so, and keeps the last whole checkpoint; with space again the run ends as if nothing had been."""
+    folder = run_in(small_disk / "run", shards, {"checkpoints": mode, "keep_checkpoints": 1})
+    calls = iter(range(1000))
+    train(folder, should_stop=lambda: ASKED if next(calls) == 4 else None)  # one checkpoint, of step 5
+    filler = small_disk / "filler"
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(b"x" * (free - 60_000))  # leaves the record its kilobytes
+    with pytest.raises(GopherError, match="the checkpoint of step 20 could not be written .* free some space"):
+        train(folder)
+    assert [p.name for p in folder.checkpoints.iterdir()] == ["0000000005"]
+    assert [e["kind"] for e in folder.events()] == ["warning", "warning"]  # steps 10 and 15
+    filler.unlink()
+    assert train(folder).state == FINISHED
+    assert numbers(folder) == numbers(finished)
