@@ -1,14 +1,13 @@
 """Launches that go on without this terminal: in the background, on the cluster's job server, or anew after Ray was lost."""
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+from sweeps.backends import LOST_TIMES
 from sweeps.settings import Settings
 
-LOST_TIMES = "GOPHER_RAY_LOST"  # how often this launch has lost its Ray
 MAX_LOST = 50
 BACK_OFF_SECONDS = 60.0
 
@@ -24,15 +23,14 @@ def detach(words: Sequence[str], settings: Settings, say: Callable[[str], None])
     if settings.cluster.address == "local":
         log = settings.sweep_dir / "launch.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a", encoding="utf-8") as file:
-            driver = subprocess.Popen(
-                [*command(words), "watch=false"],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        where = f"process {driver.pid}, log in {log}"
+        streams = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        driver = [*command(words), "watch=false"]
+        pid = os.posix_spawn(driver[0], driver, os.environ, file_actions=streams, setsid=True)
+        where = f"process {pid}, log in {log}"
     else:
         from sweeps.backends.ray_jobs import submit
 

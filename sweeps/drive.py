@@ -172,11 +172,11 @@ def note_losses(runs: list[PlannedRun], statuses: dict[str, Status], settings: S
             folder.write_state(replace(state, state=OUTCOMES[status.phase], reason=status.reason))
 
 
-def stop_runs(runs: list[PlannedRun], settings: Settings) -> None:
+def stop_runs(runs: list[PlannedRun], settings: Settings, cause: str) -> None:
     """Ask for checkpoints and wait for them, not for ever."""
     folders = [RunFolder(settings.run_dir(r.spec.key)) for r in runs]
     for folder in folders:
-        folder.request_stop()
+        folder.request_stop(cause)
     deadline = time.monotonic() + STOP_SECONDS
     while any(f.is_held() for f in folders) and time.monotonic() < deadline:
         time.sleep(TICK_SECONDS)

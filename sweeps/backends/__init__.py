@@ -8,6 +8,8 @@ from gopher.errors import SetupError
 from gopher.spec import DataSpec, TokenizerSpec
 from sweeps.schedule import Capacity, Event, Task
 
+LOST_TIMES = "GOPHER_RAY_LOST"  # environment: how often this launch has lost its cluster
+
 
 class BackendLost(SetupError):
     """The cluster under a back end is gone; a new launch goes on from the run folders."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from gopher.errors import GopherError, SetupError
 from gopher.record import RunFolder
-from sweeps.backends import BackendLost, DataJob, Job, TrainJob
+from sweeps.backends import LOST_TIMES, BackendLost, DataJob, Job, TrainJob
 from sweeps.backends.ray_gang import Gang, first_line, gang_shape
 from sweeps.schedule import CRASH, FINAL, Capacity, Event, Task
 from sweeps.settings import ClusterSettings
@@ -80,7 +80,8 @@ class RayBackend:
                 if local
                 else "start one with `ray start --head`, set RAY_ADDRESS, or use cluster=local"
             )
-            raise SetupError(f"Ray at '{cluster.address}' could not be reached ({first_line(error)}); {cure}") from None
+            kind = BackendLost if LOST_TIMES in os.environ else SetupError  # it was there before: worth waiting for
+            raise kind(f"Ray at '{cluster.address}' could not be reached ({first_line(error)}); {cure}") from None
 
     @property
     def capacity(self) -> Capacity:
@@ -174,6 +175,8 @@ class RayBackend:
             gang.tell_end()
         for gang in self._gangs:
             gang.wait_for_end()
+        with contextlib.suppress(OSError):
+            self._scratch.rmdir()  # another launch may have gangs there
         with contextlib.suppress(Exception):
             self.ray.shutdown()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Gang:
 
     def __post_init__(self) -> None:
         self.shape = gang_shape(self.task)
+        self.name = f"gang-{id(self):x}-{os.getpid()}"
         self._mailbox = self.ray.remote(num_cpus=0, max_concurrency=2 * self.task.workers + 8)(Mailbox).remote()
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
@@ -52,14 +54,13 @@ class Gang:
 
         workers, cpus, gpus = self.shape
         resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-        name = f"gang-{id(self):x}-{os.getpid()}"
         trainer = lean_trainer()(
             work_through_runs,
             train_loop_config={"mailbox": self._mailbox},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker=resources, use_gpu=bool(gpus)),
             run_config=RunConfig(
-                name=name, storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=0)
+                name=self.name, storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=0)
             ),
         )
         try:
@@ -69,19 +70,20 @@ class Gang:
             self._error.append(first_line(error))
 
     def give(self, key: str, folder: Path) -> None:
-        """Hand the next run to the workers."""
-        self.key, self.folder = key, folder
-        self.ray.get(self._mailbox.put.remote(str(folder)))
-        self._done = self._mailbox.result.remote(self.given)
+        """Hand the next run to the workers; that their mailbox is gone shows in `collect`."""
+        self.key, self.folder, self._done = key, folder, None
+        try:
+            self.ray.get(self._mailbox.put.remote(str(folder)))
+            self._done = self._mailbox.result.remote(self.given)
+        except self.ray.exceptions.RayError as error:
+            self._error.append(first_line(error))
         self.given += 1
 
     def collect(self) -> None:
         """Report the current run if it is done, or if the gang died under it."""
         if self.key is None or self.folder is None:
             return
-        ready, _ = self.ray.wait([self._done], timeout=0)
-        if ready:
-            outcome = self.ray.get(ready[0])
+        if outcome := self._outcome():
             self.closed = self.shape[0] > 1 and not outcome["ok"]
             self._settle(Event(key=self.key, **outcome))
         elif self._error:
@@ -91,12 +93,23 @@ class Gang:
             reason = self._killed_for or f"a worker died: {self._error[0]}"
             self._settle(Event(key=self.key, ok=finished, reason=None if finished else reason, cause=CRASH))
 
+    def _outcome(self) -> dict[str, Any] | None:
+        """How the current run ended, or None while nobody has said."""
+        if self._done is None:
+            return None
+        try:
+            ready, _ = self.ray.wait([self._done], timeout=0)
+            return self.ray.get(ready[0]) if ready else None
+        except self.ray.exceptions.RayError as error:
+            self._error.append(first_line(error))
+            return None
+
     def kill(self, reason: str) -> None:
         """Kill one member by force, hung or not; Ray Train then ends the others and `fit`."""
         self._killed_for = reason
-        members = self.ray.get(self._mailbox.members.remote(), timeout=GANG_END_SECONDS)
-        for member in members.values():
-            self.ray.kill(member)
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            for member in self.ray.get(self._mailbox.members.remote(), timeout=GANG_END_SECONDS).values():
+                self.ray.kill(member)
 
     def _settle(self, event: Event) -> None:
         self.key = self.folder = None
@@ -115,6 +128,7 @@ class Gang:
             with contextlib.suppress(Exception):
                 self.ray.kill(self._mailbox)
             self._thread.join(timeout=GANG_END_SECONDS)
+        shutil.rmtree(self.scratch / self.name, ignore_errors=True)
 
 
 def lean_trainer() -> Any:

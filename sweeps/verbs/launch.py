@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import yaml
 
 from gopher.errors import SetupError
-from gopher.record import RunFolder
+from gopher.record import ASKED, PREEMPTED, RunFolder
 from sweeps import lease
 from sweeps.backends import Backend, BackendLost
 from sweeps.background import detach, start_again
@@ -152,7 +152,7 @@ def run_on(
         screen.close()
         answer = "stop" if interrupt.args else ask(screen.say)
         screen.say("stopping: runs write a checkpoint first; Ctrl-C again to leave at once")
-        stop_runs(missing, settings)
+        stop_runs(missing, settings, PREEMPTED if interrupt.args else ASKED)
         if answer == "detach":
             raise Detach from None
         raise

@@ -33,7 +33,7 @@ def watch(study: Study, settings: Settings) -> None:
         while True:
             rows = run_rows(study, settings)
             screen.update(rows)
-            if all(r.state in ("finished", "failed") for r in rows):
+            if all(r.state in ("finished", "failed", "stopped") for r in rows):
                 return
             time.sleep(REFRESH_SECONDS)
     finally:

@@ -1,0 +1,143 @@
+"""A real sweep on Ray under blows: SIGTERM and SIGKILL of workers, a hung worker, the death of Ray's head, `gopher stop` and
+Ctrl-C in a terminal. Every time the launch, or the next one, ends with all runs finished."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from studies import TINY, write_text
+
+from gopher.record import RunFolder
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+WORDS = [
+    "sweep=demo",
+    "rungs=[54k]",
+    "extra_seeds={54k: []}",
+    "data=local",
+    *TINY,
+    "tokens=200_000",
+    "placement.checkpoint_every_steps=20",
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "corpus")
+
+
+def command(verb: str, text: Path, root: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "sweeps.cli", verb, *WORDS, f"data.path={text}", f"output_root={root}", *more]
+
+
+def begin(text: Path, root: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("launch", text, root, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def folder(root: Path) -> RunFolder | None:
+    paths = list((root / "runs").glob("*/state.json"))
+    return RunFolder(paths[0].parent) if paths else None
+
+
+def until(true: Callable[[], object], what: str, seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def step(root: Path) -> int:
+    own = folder(root)
+    state = own.state() if own else None
+    return state.step if state else 0
+
+
+def train_worker(root: Path) -> int:
+    """The process that holds the run."""
+    own = folder(root)
+    assert own is not None
+    return int((own.path / "lock").read_text().split()[1])
+
+
+def finish(driver: subprocess.Popen[str], root: Path) -> str:
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, output
+    own = folder(root)
+    state = own.state() if own else None
+    assert state is not None and state.state == "finished", output
+    return output
+
+
+def test_sigterm_to_a_worker_is_a_preemption_without_a_lost_step(text: Path, tmp_path: Path) -> None:
+    driver = begin(text, tmp_path)
+    until(lambda: step(tmp_path) >= 5, "no step")
+    os.kill(train_worker(tmp_path), signal.SIGTERM)
+    output = finish(driver, tmp_path)
+    assert "taken away" in output and "starting it again" in output
+
+
+def test_a_hung_worker_is_killed_and_the_run_goes_on(text: Path, tmp_path: Path) -> None:
+    driver = begin(text, tmp_path, "launch.hang_seconds=30")
+    until(lambda: step(tmp_path) >= 5, "no step")
+    os.kill(train_worker(tmp_path), signal.SIGSTOP)
+    assert "the run hangs" in finish(driver, tmp_path)
+
+
+def test_a_killed_ray_head_is_replaced(text: Path, tmp_path: Path) -> None:
+    driver = begin(text, tmp_path)
+    until(lambda: step(tmp_path) >= 5, "no step")
+    servers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "gcs_server" in p.name()]
+    servers[0].kill()
+    assert "is gone" in finish(driver, tmp_path)
+
+
+def test_stop_from_another_terminal_then_resume(text: Path, tmp_path: Path) -> None:
+    driver = begin(text, tmp_path)
+    until(lambda: step(tmp_path) >= 5, "no step")
+    stopped = subprocess.run(command("stop", text, tmp_path), capture_output=True, text=True)
+    assert stopped.returncode == 0 and "asked process" in stopped.stderr
+    driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    status = json.loads(subprocess.check_output([*command("status", text, tmp_path), "format=json"], text=True))
+    assert status["runs"][0]["state"] == "stopped" and status["runs"][0]["step"] >= 5
+    subprocess.run(command("resume", text, tmp_path), check=True, capture_output=True)
+    assert folder(tmp_path).state().state == "finished"  # type: ignore[union-attr]
+
+
+def test_ctrl_c_in_a_terminal_asks(text: Path, tmp_path: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command("launch", text, tmp_path, "watch=false"))
+    until(lambda: step(tmp_path) >= 5, "no step")
+    os.write(terminal, b"\x03")
+    seen = read_until(terminal, "[s]top")
+    os.write(terminal, b"s\n")
+    seen += read_until(terminal, None)
+    _, code = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(code) == 130, seen
+    state = folder(tmp_path).state()  # type: ignore[union-attr]
+    assert state is not None and state.state == "stopped"
+
+
+def read_until(terminal: int, mark: str | None) -> str:
+    """What the terminal shows up to `mark`, or to its end."""
+    seen = ""
+    while mark is None or mark not in seen:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part.decode("utf-8", "replace")
+    return seen
