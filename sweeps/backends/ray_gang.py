@@ -249,6 +249,6 @@ def leaving() -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's own sentence, without the stack that Ray folds into it."""
+    """The error's own sentence, without the stack and the guesses that Ray folds into it."""
     lines = [line for line in str(error).split("\n") if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    return lines[-1].split(" Some common causes")[0].strip() if lines else type(error).__name__
