@@ -125,18 +125,29 @@ def test_the_verb_finds_planted_items(tiny_run: Path, tmp_path: Path) -> None:
     """Two of five items are copied from training documents; a task without data is named and the other goes on."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install gopher-sweeps[evals]")
     words = " ".join(p.read_text() for p in sorted((tiny_run.parents[1] / "text" / "prose").glob("*.txt"))[:9]).split()
-    texts = [" ".join(words[at : at + 30]) for at in (900, 2500)] + ["seven words are too short to judge"]
+    texts = [" ".join(words[at : at + 30]) for at in (900, 2500)] + ["too short to judge"]
     texts += [f"a new sentence number {i} about nothing that any president has ever said to congress" for i in range(2)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     for name, file in (("planted", "rows.jsonl"), ("absent", "none.jsonl")):
-        task = {"task": name, "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_target": "text"}
+        task = {"task": name, "test_split": "test", "output_type": "multiple_choice", "doc_to_target": 0}
         task |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / file)}}}
-        task |= {"doc_to_text": "", "metric_list": [{"metric": "bits_per_byte"}]}
+        task |= {"doc_to_text": "{{text}}", "doc_to_choice": ["yes", "no"], "metric_list": [{"metric": "acc"}]}
         (tmp_path / f"{name}.yaml").write_text(json.dumps(task))
-    overrides = [f"checkpoint={tiny_run}", "tasks=[planted,absent]", f"tasks_path={tmp_path}", "format=json"]
+    overrides = [
+        f"checkpoint={tiny_run}",
+        "tasks=[planted,absent]",
+        f"tasks_path={tmp_path}",
+        "format=json",
+        "scores=true",
+    ]
     command = [sys.executable, "-m", "sweeps.cli", "contamination", *overrides]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["results"][0]["dirty_ids"] == [0, 1] and found["results"][0]["unjudged"] == 1
     assert [s["task"] for s in found["skipped"]] == ["absent"] and found["skipped"][0]["reason"]
+    scores = found["results"][0]["scores"]["acc"]
+    assert [scores[part]["n"] for part in ("all", "clean", "dirty", "unjudged")] == [5, 2, 2, 1]
+    assert scores["all"]["value"] == pytest.approx(
+        sum(scores[part]["n"] * scores[part]["value"] for part in ("clean", "dirty", "unjudged")) / 5
+    )

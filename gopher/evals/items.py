@@ -1,4 +1,7 @@
-"""The evaluation items of lm-evaluation-harness tasks as plain text: what the training text must not hold."""
+"""Tasks of lm-evaluation-harness by name: their items as plain text, and what a checkpoint makes of each item.
+
+Tasks are looked for in the user's folder, among our own, and only then among the harness's thousands.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
+from gopher.inference import Rung
 
 OWN_TASKS = Path(__file__).parent / "tasks"
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,33 +29,43 @@ class Skipped:
     reason: str
 
 
-def items_of(
-    tasks: Sequence[str], tasks_path: str | None, say: Callable[[str], None]
-) -> tuple[list[Item], list[Skipped]]:
-    """Items of the named tasks, found in `tasks_path`, among our own or in the harness; tasks without data are named."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tasks:
+    """The tasks that could be loaded, by name, and the others with the reason."""
+
+    found: dict[str, Any]
+    skipped: list[Skipped]
+
+
+def tasks_named(names: Sequence[str], folder: str | None, say: Say) -> Tasks:
+    """Raises `UsageError` when not one of them can be loaded."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it remarks on every task
-    folders = [str(OWN_TASKS), *([tasks_path] if tasks_path else [])]
+    folders = [str(OWN_TASKS), *([folder] if folder else [])]
     manager = TaskManager(include_path=folders, include_defaults=False)
-    if any(task not in manager.all_tasks for task in tasks):
+    if any(name not in manager.all_tasks for name in names):
         say("reading the harness's list of tasks")
         manager = TaskManager(include_path=folders)
-    items, skipped = [], []
-    for name in tasks:
+    found: dict[str, Any] = {}
+    skipped = []
+    for name in names:
         try:
-            for task, found in manager.load([name])["tasks"].items():
-                items += [Item(task=task, doc_id=i, text=text) for i, text in enumerate(texts_of(found))]
+            found |= manager.load([name])["tasks"]
         except Exception as error:  # data of any task may fail in its own way, and the others go on
             skipped.append(Skipped(task=name, reason=" ".join(str(error).split()) or type(error).__name__))
-    if not items:
+    if not found:
         reasons = "; ".join(f"{s.task}: {s.reason}" for s in skipped) or "no task is named"
-        raise UsageError(f"no evaluation items to look for ({reasons}); name tasks whose data is here")
-    return items, skipped
+        raise UsageError(f"no evaluation task can be read ({reasons}); name tasks whose data is here")
+    return Tasks(found=found, skipped=skipped)
 
 
-def texts_of(task: Any) -> list[str]:
-    return [f"{task.doc_to_text(doc)} {answer_of(task, doc)}".strip() for doc in task.eval_docs]
+def items_of(tasks: Tasks) -> list[Item]:
+    return [
+        Item(task=name, doc_id=i, text=f"{task.doc_to_text(doc)} {answer_of(task, doc)}".strip())
+        for name, task in tasks.found.items()
+        for i, doc in enumerate(task.eval_docs)
+    ]
 
 
 def answer_of(task: Any, doc: Any) -> str:
@@ -60,3 +75,19 @@ def answer_of(task: Any, doc: Any) -> str:
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
     known = isinstance(target, int) and choices and 0 <= target < len(choices)
     return str(choices[target]) if known and choices else str(target)
+
+
+def item_scores(rung: Rung, tasks: Tasks) -> dict[str, dict[str, dict[int, float]]]:
+    """Task -> metric -> item -> value, as the harness scores the checkpoint; metrics that are no mean of items are left out."""
+    import lm_eval
+
+    from gopher.lm_eval_adapter import GopherLM
+
+    found = lm_eval.simple_evaluate(GopherLM(rung=rung), tasks=list(tasks.found.values()), bootstrap_iters=0)
+    out: dict[str, dict[str, dict[int, float]]] = {}
+    for name, samples in found["samples"].items():
+        for sample in samples:
+            for metric in sample["metrics"]:
+                if isinstance(value := sample.get(metric), (bool, int, float)):
+                    out.setdefault(name, {}).setdefault(metric, {})[int(sample["doc_id"])] = float(value)
+    return out

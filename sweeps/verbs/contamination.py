@@ -15,20 +15,25 @@ from sweeps.study import ComposeFn, load_study
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     from gopher.evals.contamination import blocks_of, overlaps
-    from gopher.evals.items import items_of
+    from gopher.evals.items import items_of, tasks_named
 
     tree = compose(overrides).tree
     settings = settings_of(tree)
     folder = run_folder(compose, overrides, tree, settings)
-    tasks = tree["tasks"]
-    if not isinstance(tasks, list) or not tasks:
-        raise UsageError(f"tasks is {tasks!r}; name the tasks to look for, such as tasks=[race_h,fever_2way]")
-    items, skipped = items_of([str(t) for t in tasks], tree["tasks_path"], say)
+    names = tree["tasks"]
+    if not isinstance(names, list) or not names:
+        raise UsageError(f"tasks is {names!r}; name the tasks to look for, such as tasks=[race_h,fever_2way]")
+    tasks = tasks_named([str(t) for t in names], tree["tasks_path"], say)
+    items, skipped = items_of(tasks), tasks.skipped
     readers, tokenizer, data_key = training_text(folder)
     say(f"looking for {len(items):,} items in {sum(r.tokens for r in readers):,} training tokens")
     blocks = itertools.chain.from_iterable(blocks_of(reader, tokenizer) for reader in readers)
     found = overlaps([item.text for item in items], blocks)
-    results = [result_of(task, items, found) for task in dict.fromkeys(item.task for item in items)]
+    flags: dict[str, dict[int, bool | None]] = {}
+    for item, overlap in zip(items, found, strict=True):
+        flags.setdefault(item.task, {})[item.doc_id] = overlap.dirty
+    scores = subset_scores(folder, tree, tasks, flags)
+    results = [result_of(task, own) | {"scores": scores.get(task, {})} for task, own in flags.items()]
     if settings.format == "json":
         left_out = [{"task": s.task, "reason": s.reason} for s in skipped]
         print(json.dumps({"data": data_key, "ngram_words": 13, "results": results, "skipped": left_out}, indent=2))
@@ -39,6 +44,8 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         for r in results
     ]
     console().print(table(f"13-gram overlap with the training text {data_key}", columns, lines))
+    if scores:
+        console().print(scores_table(results))
     for one in skipped:
         console(stderr=True).print(f"left out: {one.task} ({one.reason})", markup=False)
     return 0
@@ -73,19 +80,54 @@ def training_text(folder: Path) -> tuple[list[Any], Any, str]:
     return readers, tokenizer_of(folder, spec, None), spec.data_key
 
 
-def result_of(task: str, items: Sequence[Any], found: Sequence[Any]) -> dict[str, Any]:
+def result_of(task: str, flags: dict[int, bool | None]) -> dict[str, Any]:
     """Counts and the ids of dirty items of one task; too short items are neither dirty nor clean."""
-    own = [(item.doc_id, overlap.dirty) for item, overlap in zip(items, found, strict=True) if item.task == task]
-    dirty, judged = [i for i, flag in own if flag], [i for i, flag in own if flag is not None]
+    dirty = [doc for doc, flag in flags.items() if flag]
+    judged = sum(flag is not None for flag in flags.values())
     return {
         "task": task,
-        "items": len(own),
+        "items": len(flags),
         "dirty": len(dirty),
-        "clean": len(judged) - len(dirty),
-        "unjudged": len(own) - len(judged),
-        "dirty_share": len(dirty) / len(judged) if judged else None,
+        "clean": judged - len(dirty),
+        "unjudged": len(flags) - judged,
+        "dirty_share": len(dirty) / judged if judged else None,
         "dirty_ids": dirty,
     }
+
+
+def subset_scores(
+    folder: Path, tree: dict[str, Any], tasks: Any, flags: dict[str, dict[int, bool | None]]
+) -> dict[str, dict[str, Any]]:
+    """Task -> metric -> mean, error and number on all, clean, dirty and unjudged items; empty unless scores=true."""
+    if not tree["scores"]:
+        return {}
+    from gopher.evals.contamination import by_subset
+    from gopher.evals.items import item_scores
+    from gopher.inference import open_rung
+
+    rung = open_rung(tree["checkpoint"] or folder)
+    say(f"scoring {rung.spec.rung} after {rung.step} steps on them")
+    return {
+        task: {m: by_subset(list(v.values()), [flags[task][doc] for doc in v]) for m, v in metrics.items()}
+        for task, metrics in item_scores(rung, tasks).items()
+    }
+
+
+def scores_table(results: Sequence[dict[str, Any]]) -> Any:
+    parts = ("all", "clean", "dirty", "unjudged")
+    lines = [
+        [r["task"], metric, *(value_of(subsets[part]) for part in parts)]
+        for r in results
+        for metric, subsets in r["scores"].items()
+    ]
+    return table("mean +- standard error (items)", ["task", "metric", *parts], lines)
+
+
+def value_of(part: dict[str, Any]) -> str:
+    if part["value"] is None:
+        return "-"
+    error = "" if part["stderr"] is None else f" +- {part['stderr']:.3f}"
+    return f"{part['value']:.3f}{error} ({part['n']:,})"
 
 
 def percent(share: float | None) -> str:
