@@ -111,10 +111,10 @@ def show(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], set
         )
         return
     columns = ["target", "law", "predicted", "95 % interval", "actual", "inside", "frozen", "forecast"]
-    console().print(table(f"{settings.name}: {len(found)} forecasts", columns, [forecast_row(f) for f in found]))
+    console().print(table(f"forecasts of {settings.name}", columns, [forecast_row(f) for f in found]))
     inside = ", ".join(f"{record.inside[level]} of {record.scored} inside {level} %" for level in record.inside)
     console().print(
-        f"calibration: {record.scored} scored ({inside}), {record.pending} pending, {record.backtests} backtests"
+        f"calibration: {record.scored} scored ({inside}); still pending: {record.pending}; backtests: {record.backtests}"
     )
 
 
