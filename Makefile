@@ -5,7 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= outputs
 
-.PHONY: demo test test-slow triton test-gpu lint types check ui clean lock
+SEED   ?= 1
+FAULTS ?= 24
+
+.PHONY: demo test test-slow chaos triton test-gpu lint types check ui clean lock
 
 demo: $(STAMP)  ## train the demo ladder on real text, fit its scaling curve, write the report
 	$(BIN)/gopher launch sweep=demo output_root=$(OUT)
@@ -17,6 +20,9 @@ test: $(STAMP) lint types  ## what CI runs
 
 test-slow: $(STAMP)  ## longer trainings, whole-demo equality, coverage studies
 	$(BIN)/python -m pytest -q -m "slow" --timeout 3000
+
+chaos: $(STAMP)  ## a sweep under FAULTS faults from outside and eight planted ones, drawn by SEED; ends with a table
+	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest -q -s -m chaos tests/chaos --timeout 3600
 
 triton: $(STAMP)  ## the kernel's compiler and interpreter (1 GB), for its tests on a machine without CUDA
 	$(BIN)/pip install -q --disable-pip-version-check triton==3.9.0
