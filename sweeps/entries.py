@@ -4,6 +4,7 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from gopher.errors import UsageError
 from gopher.identity import content_hash
 from gopher.record import RunState
 from gopher.size import FLOPS_CONVENTION, params_non_embedding, params_total, train_flops
-from gopher.spec import RunSpec
+from gopher.spec import Placement, RunSpec
 from sweeps.dashboard import rung_color
+from sweeps.redact import hide_secrets
 
 NOTE_CHARACTERS = 8000
 ROUND = str.maketrans("[]", "()")
+EVENTS_SHOWN = 20  # in a run's description
 MISSING_SHOWN = 20  # metrics named in the tag of missing numbers
 
 
@@ -89,6 +92,33 @@ class Row:
     name: str
     step: int
     value: float
+
+
+def cost_rows(
+    seconds: float, step: int, place: Placement, usd_per_gpu_hour: float | None, usd_per_cpu_hour: float | None
+) -> list[Row]:
+    """final/gpu_hours of a run on GPUs, and final/usd where the prices that it needs are set.
+
+    Seconds inside training, evaluation and checkpoints over all attempts, times GPUs and cores, as `sweeps.caps` counts.
+    """
+    hours = seconds / 3600 * place.workers
+    gpu_hours, cpu_hours = hours * (place.device == "cuda"), hours * place.threads_per_worker
+    rows = [Row(name="final/gpu_hours", step=step, value=gpu_hours)] if gpu_hours else []
+    unpriced = usd_per_gpu_hour is None and (usd_per_cpu_hour is None or gpu_hours > 0)
+    if not unpriced:
+        usd = gpu_hours * (usd_per_gpu_hour or 0.0) + cpu_hours * (usd_per_cpu_hour or 0.0)
+        rows.append(Row(name="final/usd", step=step, value=usd))
+    return rows
+
+
+def event_tags(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """`2 rewind, 1 warning` for the run list, and the newest sentences as the run's description."""
+    counts = Counter(str(e["kind"]) for e in events)
+    lines = [f"- step {e['step']}: {e['kind']}: {e['sentence']}" for e in events[-EVENTS_SHOWN:]]
+    return {
+        "events": ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())),
+        "mlflow.note.content": note_of(hide_secrets("\n".join(lines)), []),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,9 @@ from gopher.spec import RunSpec
 from sweeps.dashboard import view_tags
 from sweeps.entries import (
     check_uri,
+    cost_rows,
     data_params,
+    event_tags,
     fresh_rows,
     missing_text,
     note_of,
@@ -87,9 +89,18 @@ class Logged:
 class Tracker:
     """Writes one sweep: its experiment, its parent run, one nested run per training run, its fits."""
 
-    def __init__(self, uri: str, sweep: str, artifact_root: Path, rungs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        sweep: str,
+        artifact_root: Path,
+        rungs: Sequence[str],
+        usd_per_gpu_hour: float | None = None,
+        usd_per_cpu_hour: float | None = None,
+    ) -> None:
         self.uri, self.sweep, self.rungs = check_uri(uri), sweep, tuple(rungs)
         self._artifact_root = artifact_root
+        self._prices = usd_per_gpu_hour, usd_per_cpu_hour
         self._place = content_hash([uri, sweep])[:16]  # a password inside the URI stays out of files
         self._client: Any = None
         self._experiment = self._parent = ""
@@ -108,7 +119,8 @@ class Tracker:
         note, state = self._note(folder), folder.state()
         if not note or state is None or note.get("state") != standing(state):
             return False
-        return not unread(folder.path / "metrics.jsonl", note["offset"])
+        told_all = note.get("events", 0) == len(folder.events())
+        return told_all and not unread(folder.path / "metrics.jsonl", note["offset"])
 
     def open_sweep(self, config: str) -> str:
         """Experiment and parent run, made if missing; the parent's id. Raises `SetupError` when MLflow can't be reached."""
@@ -209,6 +221,7 @@ class Tracker:
         if "data" not in note:
             self._log_data_params(folder, note)
         self._send_metrics(folder, note)
+        self._send_events(folder, note)
         if note.get("state") != standing(state):
             self._send_state(folder, note, state)
 
@@ -274,9 +287,30 @@ class Tracker:
         note |= {"offset": note["offset"] + len(lines), "steps": fresh.steps, "missing": fresh.missing}
         self._write_note(folder, note)
 
+    def _send_events(self, folder: RunFolder, note: dict[str, Any]) -> None:
+        """Rewinds, skipped batches and warnings: a tag and the run's description."""
+        events = folder.events()
+        if len(events) != note.get("events", 0):
+            self._set_tags(note["run_id"], event_tags(events))
+            note["events"] = len(events)
+            self._write_note(folder, note)
+
+    def _send_cost(self, folder: RunFolder, note: dict[str, Any], state: RunState) -> None:
+        """What a finished run used, priced: after its end only, so that the numbers never change."""
+        from mlflow.entities import Metric
+
+        rows = cost_rows(state.train_seconds, state.step, folder.placement(), *self._prices)
+        metrics = [
+            Metric(r.name, r.value, note["start_ms"] + r.step, r.step) for r in rows if r.name not in note["steps"]
+        ]
+        if metrics:
+            self._client.log_batch(note["run_id"], metrics=metrics)
+
     def _send_state(self, folder: RunFolder, note: dict[str, Any], state: RunState) -> None:
         tags = {"status.state": state.state, "status.reason": state.reason or "", "attempt": str(state.attempt)}
         self._set_tags(note["run_id"], tags)
+        if state.state == FINISHED:
+            self._send_cost(folder, note, state)
         if state.state in ENDED:  # a backlog may come long after the end, or the end before MLflow knew of the run
             end_ms = max(note["start_ms"], int(state.updated_at * 1000))
             self._client.set_terminated(note["run_id"], ENDED[state.state], end_ms)

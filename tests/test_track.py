@@ -3,6 +3,7 @@
 Real sqlite stores throughout; one slow test talks to a real server through a line that loses requests and answers.
 """
 
+import dataclasses
 import http.client
 import http.server
 import json
@@ -27,9 +28,10 @@ from logged_study import SHAPES, SUBSETS, finished_folder, log_steps, queued_fol
 from gopher.errors import SetupError, UsageError
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.size import params_non_embedding, params_total, train_flops
-from gopher.spec import RunSpec
+from gopher.spec import Placement, RunSpec
 from sweeps.entries import (
     check_uri,
+    cost_rows,
     data_params,
     fresh_rows,
     missing_text,
@@ -110,6 +112,39 @@ def test_a_repeated_step_is_not_sent_again() -> None:
         ("lr", 2, 0.1),
         ("loss", 3, 3.0),
     ]
+
+
+def test_cost_is_told_only_where_its_prices_are_known() -> None:
+    cpu, gpu = (
+        Placement(data_dir="d", workers=2, threads_per_worker=3),
+        Placement(data_dir="d", workers=2, device="cuda"),
+    )
+    assert cost_rows(1800, 9, cpu, None, None) == []
+    assert [(r.name, r.step, r.value) for r in cost_rows(1800, 9, cpu, None, 0.5)] == [("final/usd", 9, 1.5)]
+    assert [r.name for r in cost_rows(1800, 9, gpu, None, 0.5)] == ["final/gpu_hours"]  # the GPU's price is missing
+    assert {r.name: r.value for r in cost_rows(1800, 9, gpu, 2.0, None)} == {"final/gpu_hours": 1.0, "final/usd": 2.0}
+
+
+def test_events_and_cost_reach_mlflow_once(tmp_path: Path) -> None:
+    folder = finished_folder(tmp_path, small_spec())
+    state = folder.state()
+    assert state is not None
+    folder.write_state(dataclasses.replace(state, train_seconds=3600.0))
+    folder.event("rewind", 12, "step 13 has loss nan; going on from step 10")
+    writer = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "demo", tmp_path, list(SHAPES), None, 0.25)
+    writer.open_sweep("name: demo")
+    assert writer.flush([folder], 0) is None and writer.delivered([folder])
+    folder.event("warning", 40, "a checkpoint of postgresql://ann:secret@db could not be written")
+    assert not writer.delivered([folder])
+    (folder.path / "mlflow.json").unlink()
+    again = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "demo", tmp_path, list(SHAPES), None, 0.25)
+    again.open_sweep("name: demo")
+    assert again.flush([folder], 0) is None
+    (run,) = train_runs(again)
+    assert run.data.tags["events"] == "1 rewind, 1 warning"
+    assert "step 12: rewind: step 13 has loss nan" in run.data.tags["mlflow.note.content"]
+    assert "secret" not in run.data.tags["mlflow.note.content"]
+    assert [m.value for m in again._client.get_metric_history(run.info.run_id, "final/usd")] == [0.25]
 
 
 def test_a_missing_number_is_named_and_never_sent() -> None:

@@ -67,7 +67,8 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
     if settings.code.require_clean:
         check_clean(code_state())
     with lease.held(settings.sweep_dir, study.name) as own, ThreadPoolExecutor(max_workers=1) as background:
-        tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs)
+        prices = settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour
+        tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs, *prices)
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
         missing = unfinished(study, settings)
         if not missing and tracker.delivered(folders):
