@@ -8,6 +8,7 @@ runs/<key>/
     metrics.jsonl     one line per logged step: {"step": 10, "metrics": {"train/loss": 5.1}}
     events.jsonl      what happened besides: {"time": ..., "kind": "rewind", "step": 40, "sentence": "..."}
     checkpoints/      see gopher.checkpoint
+    evals/            scores of the last checkpoint on tasks, see gopher.evals.scores
 """
 
 import fcntl
@@ -15,7 +16,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,6 +90,13 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def scores_file(self, task: str) -> Path:
+        return self.path / "evals" / f"{task}.json"
+
+    def unscored(self, tasks: Iterable[str]) -> list[str]:
+        """Those of `tasks` that the record has no scores of."""
+        return [task for task in tasks if not self.scores_file(task).is_file()]
 
     def create(self, spec: RunSpec, placement: Placement, provenance: dict[str, Any]) -> None:
         """Write the spec once (a folder of that key always holds that spec), placement and provenance at every start."""

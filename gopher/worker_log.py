@@ -14,9 +14,9 @@ LIMIT_BYTES = 5 * 2**20  # a longer log starts afresh; the former one is kept be
 
 
 @contextlib.contextmanager
-def worker_log(run_folder: Path, rank: int) -> Iterator[None]:
-    """Send stdout, stderr and warnings to runs/<key>/log/rank<N>.log while inside; an exception is written there and goes on."""
-    path = run_folder / "log" / f"rank{rank}.log"
+def worker_log(run_folder: Path, who: str) -> Iterator[None]:
+    """Send stdout, stderr and warnings to runs/<key>/log/<who>.log while inside; an exception is written there and goes on."""
+    path = run_folder / "log" / f"{who}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LIMIT_BYTES:
         os.replace(path, path.with_suffix(".old.log"))

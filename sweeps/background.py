@@ -13,7 +13,7 @@ BACK_OFF_SECONDS = 60.0
 
 
 def command(words: Sequence[str]) -> list[str]:
-    own = [w for w in words if not w.startswith("launch.detach=")]
+    own = [w for w in words if not w.startswith("detach=")]
     return [sys.executable, "-m", "sweeps.cli", "launch", *own]
 
 
@@ -34,7 +34,7 @@ def detach(words: Sequence[str], settings: Settings, say: Callable[[str], None])
     else:
         from sweeps.backends.ray_jobs import submit
 
-        job = submit([w for w in words if not w.startswith("launch.detach=")])
+        job = submit([w for w in words if not w.startswith("detach=")])
         where = f"Ray job {job}"
         follow += f"   or   ray job logs {job} --follow"
     say(

@@ -9,13 +9,13 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from gopher.errors import GopherError, SetupError, UsageError
 from gopher.record import FAILED, FINISHED, QUEUED, STOPPED, RunFolder, RunState
 from gopher.size import params_total, train_flops
 from sweeps import schedule
-from sweeps.backends import Backend, DataJob, Job, TrainJob
+from sweeps.backends import Backend, DataJob, EvalJob, Job, TrainJob
 from sweeps.lease import Lease
 from sweeps.lookout import Lookout
 from sweeps.loop import TICK_SECONDS, Clock, Outlook, RealClock, run_loop
@@ -37,6 +37,19 @@ OUTCOMES = {schedule.LOST: FAILED, schedule.HELD: STOPPED}  # of a task that nev
 def unfinished(study: Study, settings: Settings) -> list[PlannedRun]:
     states = {run.spec.key: RunFolder(settings.run_dir(run.spec.key)).state() for run in study.runs}
     return [run for run in study.runs if (s := states[run.spec.key]) is None or s.state != FINISHED]
+
+
+def without_scores(study: Study, settings: Settings) -> list[PlannedRun]:
+    """Runs of which some evaluation task was not scored yet."""
+    return [r for r in study.runs if RunFolder(settings.run_dir(r.spec.key)).unscored(settings.tasks)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a launch has to do: runs to train, and runs (those among them, or finished before) to score on the tasks."""
+
+    runs: list[PlannedRun]
+    scored: list[PlannedRun] = field(default_factory=list)
 
 
 def check_space(runs: list[PlannedRun], settings: Settings) -> None:
@@ -63,8 +76,9 @@ def make_folders(runs: list[PlannedRun], settings: Settings) -> None:
             folder.write_state(RunState(state=QUEUED, step=step, **before))  # type: ignore[arg-type]
 
 
-def tasks_of(runs: list[PlannedRun]) -> list[Task]:
-    """The graph: one data task per distinct set of shards, one training task per run that needs it."""
+def tasks_of(work: Work) -> list[Task]:
+    """The graph: one data task per distinct set of shards, a training per run that needs it, an evaluation behind each."""
+    runs = work.runs
     data = {r.spec.data_key: Task(key=f"data-{r.spec.data_key}", kind="data") for r in runs}
     trains = [
         Task(
@@ -78,12 +92,20 @@ def tasks_of(runs: list[PlannedRun]) -> list[Task]:
         )
         for r in runs
     ]
-    return [*data.values(), *trains]
+    trained = {t.key for t in trains}
+    evals = [
+        Task(key=f"eval-{key}", kind="eval", needs=(key,) if key in trained else (), workers=1)
+        for key in (r.spec.key for r in work.scored)
+    ]
+    return [*data.values(), *trains, *evals]
 
 
-def jobs_of(runs: list[PlannedRun], settings: Settings) -> dict[str, Job]:
+def jobs_of(work: Work, settings: Settings) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
-    for r in runs:
+    for r in work.scored:
+        folder = settings.run_dir(r.spec.key)
+        jobs[f"eval-{r.spec.key}"] = EvalJob(folder=folder, tasks=settings.tasks, tasks_path=settings.tasks_path)
+    for r in work.runs:
         jobs[f"data-{r.spec.data_key}"] = DataJob(
             data=r.spec.data, tokenizer=r.spec.tokenizer, output_root=settings.root
         )
@@ -114,7 +136,7 @@ class Mirror:
 
 def run_tasks(
     study: Study,
-    runs: list[PlannedRun],
+    work: Work,
     settings: Settings,
     backend: Backend,
     screen: Screen,
@@ -122,9 +144,9 @@ def run_tasks(
     clock: Clock | None = None,
 ) -> dict[str, Status]:
     """The loop over this sweep's tasks, with the screen on: the final status of each."""
-    tasks, clock = tasks_of(runs), clock or RealClock()
+    tasks, clock = tasks_of(work), clock or RealClock()
     whole = check_capacity(tasks, backend.capacity, settings)
-    lookout = Lookout(tasks, runs, settings, whole, own, clock)
+    lookout = Lookout(tasks, work.runs, settings, whole, own, clock)
     shown = float("-inf")
 
     def look(statuses: Mapping[str, Status]) -> Outlook:
@@ -136,16 +158,16 @@ def run_tasks(
 
     attempts = settings.launch.max_attempts
     statuses = run_loop(
-        tasks, jobs_of(runs, settings), backend, look, max_attempts=attempts, clock=clock, say=screen.say
+        tasks, jobs_of(work, settings), backend, look, max_attempts=attempts, clock=clock, say=screen.say
     )
-    note_losses(runs, statuses, settings)
+    note_losses(work.runs, statuses, settings)
     screen.update(run_rows(study, settings))
     return statuses
 
 
-def first_trainings(runs: list[PlannedRun], settings: Settings, cluster: Capacity) -> list[Task]:
+def first_trainings(work: Work, settings: Settings, cluster: Capacity) -> list[Task]:
     """The training tasks that start as soon as their data is there."""
-    tasks = tasks_of(runs)
+    tasks = tasks_of(Work(runs=work.runs))
     capacity = check_capacity(tasks, cluster, settings)
     ready = {t.key: Status(phase=schedule.WAITING if t.kind == "train" else schedule.DONE) for t in tasks}
     return schedule.decide(tasks, ready, capacity)

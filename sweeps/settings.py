@@ -30,7 +30,6 @@ class LaunchSettings:
     max_attempts: int = 3  # starts of one run before a crash is final; preemptions do not count
     hang_seconds: float = 900.0  # a run without progress for so long is killed and started again
     then: tuple[str, ...] = ()  # verbs that follow once all runs are finished
-    detach: bool = False  # leave the driver in the background, on a Ray cluster as a Ray job
     max_gpu_hours: float | None = None  # of the whole sweep: nothing more starts beyond
     max_usd: float | None = None
     patience_seconds: float = 60.0  # how long the end of a launch waits for an unreachable MLflow
@@ -54,6 +53,9 @@ class Settings:
     format: str = "table"
     watch: Any = "auto"
     follow: bool = False
+    detach: bool = False  # of launch: the driver goes on in the background, on a Ray cluster as a Ray job
+    tasks: tuple[str, ...] = ()  # scored for every run once it is trained
+    tasks_path: str | None = None
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
     launch: LaunchSettings = LaunchSettings()
@@ -73,6 +75,8 @@ class Settings:
             self.launch.hang_seconds > 0,
             f"launch.hang_seconds is {self.launch.hang_seconds:g}; give seconds above zero",
         )
+        odd = [t for t in self.tasks if not t or "/" in t or t.startswith(".")]
+        require(not odd, f"tasks names '{(odd or [''])[0]}'; give names of tasks, and their folder as tasks_path")
         require(self.watch in ("auto", True, False), f"watch is '{self.watch}'; use auto, true or false")
 
     @property
@@ -93,7 +97,21 @@ class Settings:
 
 def settings_of(tree: dict[str, Any]) -> Settings:
     """The command's settings out of a composed config; the run's own keys are left to `sweeps.study`."""
-    names = ("output_root", "name", "format", "watch", "follow", "cluster", "tracking", "launch", "ui", "code")
+    names = (
+        "output_root",
+        "name",
+        "format",
+        "watch",
+        "follow",
+        "detach",
+        "tasks",
+        "tasks_path",
+        "cluster",
+        "tracking",
+        "launch",
+        "ui",
+        "code",
+    )
     settings = build(Settings, {k: tree[k] for k in names}, "config")
     if settings.root.exists() and not settings.root.is_dir():
         raise UsageError(f"output_root is {settings.output_root}, which is a file; name a folder")

@@ -12,7 +12,7 @@ from sweeps.settings import Settings
 
 
 def test_the_words_of_a_launch_are_kept_but_for_detach() -> None:
-    words = command(["sweep=demo", "launch.detach=true", "axes.seed=[1,2]"])
+    words = command(["sweep=demo", "detach=true", "axes.seed=[1,2]"])
     assert words == [sys.executable, "-m", "sweeps.cli", "launch", "sweep=demo", "axes.seed=[1,2]"]
 
 

@@ -13,6 +13,7 @@ from gopher.train import train
 from sweeps.backends import DataJob, Job
 from sweeps.compose import compose, hydra_session
 from sweeps.drive import (
+    Work,
     check_space,
     failed_runs,
     make_folders,
@@ -83,7 +84,7 @@ def tiny(tmp_path: Path) -> tuple[Study, Settings]:
 
 def drive(study: Study, settings: Settings, backend: InProcess) -> None:
     make_folders(list(study.runs), settings)
-    run_tasks(study, list(study.runs), settings, backend, Screen("test", live=False))
+    run_tasks(study, Work(runs=list(study.runs)), settings, backend, Screen("test", live=False))
 
 
 def test_text_first_then_training_then_nothing_left(tiny: tuple[Study, Settings]) -> None:
@@ -120,7 +121,7 @@ def test_one_cause_in_the_configuration_is_the_commands_own_error(tiny: tuple[St
         model=replace(run.spec.model, vocab_size=60_000),
     )
     make_folders([replace(run, spec=wide)], settings)
-    statuses = run_tasks(study, [replace(run, spec=wide)], settings, InProcess(), Screen("test", live=False))
+    statuses = run_tasks(study, Work(runs=[replace(run, spec=wide)]), settings, InProcess(), Screen("test", live=False))
     with pytest.raises(
         UsageError, match="tokenizer.vocab_size is 60000, more than the training text can give; set .* to at most"
     ):
@@ -135,7 +136,7 @@ def test_a_gang_larger_than_the_cluster_is_refused_before_anything_starts(tiny: 
 
 def test_tasks_share_their_data(tiny: tuple[Study, Settings]) -> None:
     study, _ = tiny
-    tasks = tasks_of([*study.runs, *study.runs])
+    tasks = tasks_of(Work(runs=[*study.runs, *study.runs]))
     assert [t.kind for t in tasks] == ["data", "train", "train"] and tasks[1].needs == (tasks[0].key,)
 
 

@@ -10,7 +10,7 @@ from gopher.record import ASKED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.spec import Placement
 from sweeps.backends.simulated import VirtualClock
 from sweeps.caps import reached, spent
-from sweeps.drive import failed_runs, note_losses, tasks_of
+from sweeps.drive import Work, failed_runs, note_losses, tasks_of
 from sweeps.hang import STARTING_SECONDS, STEPS_OF_GRACE, HangWatch
 from sweeps.lookout import Lookout, stop_mark
 from sweeps.schedule import ACTIVE, DONE, HELD, Capacity, Status
@@ -73,7 +73,7 @@ def test_a_run_hangs_by_its_steps_not_by_its_process(runs: list[PlannedRun], tmp
 
 
 def test_a_stop_request_asks_the_running_and_holds_the_waiting(runs: list[PlannedRun], tmp_path: Path) -> None:
-    settings, tasks = settings_with(tmp_path), tasks_of(runs)
+    settings, tasks = settings_with(tmp_path), tasks_of(Work(runs=runs))
     lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), None, VirtualClock())
     statuses = {t.key: Status(phase=DONE) for t in tasks} | {runs[0].spec.key: Status(phase=ACTIVE)}
     assert lookout(statuses).hold is None and not lookout.stopped

@@ -92,7 +92,7 @@ def test_a_word_that_is_no_run_is_told(root: Path, word: str, sentence: str) -> 
 
 def test_worker_output_warnings_and_crashes_are_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = add(root, demo_spec(seed=5), state=FAILED)
-    with pytest.raises(ZeroDivisionError), worker_log(folder.path, 0):
+    with pytest.raises(ZeroDivisionError), worker_log(folder.path, "rank0"):
         print("hello from the worker")
         warnings.warn("a checkpoint is corrupt", stacklevel=1)
         1 / 0  # noqa: B018
@@ -108,7 +108,7 @@ def test_worker_output_warnings_and_crashes_are_kept(root: Path, capsys: pytest.
 
 def test_a_native_crash_leaves_its_stack(root: Path) -> None:
     folder = add(root, demo_spec(seed=6))
-    script = f"import os\nfrom pathlib import Path\nfrom gopher.worker_log import worker_log\nwith worker_log(Path({str(folder.path)!r}), 0): os.abort()"
+    script = f'import os\nfrom pathlib import Path\nfrom gopher.worker_log import worker_log\nwith worker_log(Path({str(folder.path)!r}), "rank0"): os.abort()'
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode < 0
     assert "Fatal Python error: Aborted" in (folder.path / "log" / "rank0.log").read_text()
 

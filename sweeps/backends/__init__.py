@@ -33,11 +33,11 @@ class TrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalJob:
-    """Score the checkpoints of one run on benchmark tasks."""
+    """Score the last checkpoint of one run on benchmark tasks."""
 
     folder: Path
     tasks: tuple[str, ...]
-    tasks_path: Path | None = None
+    tasks_path: str | None = None
 
 
 Job = DataJob | TrainJob | EvalJob

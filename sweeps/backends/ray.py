@@ -1,4 +1,4 @@
-"""Ray runs the tasks: data preparation as Ray tasks, training on warm gangs of Ray Train workers.
+"""Ray runs the tasks: text and evaluations as Ray tasks, training on warm gangs of Ray Train workers.
 
 A gang is one `TorchTrainer` whose workers take runs one after another from a mailbox, each on the process group that
 Ray Train set up. A large run is a gang of its own; the small rungs of a laptop ladder share a gang per core, so that
@@ -19,7 +19,7 @@ from typing import Any
 
 from gopher.errors import GopherError, SetupError
 from gopher.record import RunFolder
-from sweeps.backends import LOST_TIMES, BackendLost, DataJob, Job, TrainJob
+from sweeps.backends import LOST_TIMES, BackendLost, DataJob, EvalJob, Job
 from sweeps.backends.ray_gang import Gang, first_line, gang_shape
 from sweeps.schedule import CRASH, FINAL, Capacity, Event, Task
 from sweeps.settings import ClusterSettings
@@ -58,7 +58,7 @@ class RayBackend:
         self._scratch = scratch  # Ray Train insists on a storage path; nothing of ours is kept there
         self._events: list[Event] = []
         self._events_lock = threading.Lock()
-        self._data: dict[Any, str] = {}  # object reference -> task key
+        self._calls: dict[Any, str] = {}  # object reference of a text or evaluation task -> task key
         self._gangs: list[Gang] = []
         self._local = cluster.address == "local"
         self._checked = time.monotonic()
@@ -95,23 +95,29 @@ class RayBackend:
     def submit(self, task: Task, job: Job) -> None:
         if isinstance(job, DataJob):
             remote = self.ray.remote(num_cpus=0, max_retries=0)(prepare_data)
-            self._data[remote.remote(job)] = task.key
-            return
-        assert isinstance(job, TrainJob)
-        self._gang_for(task).give(task.key, job.folder)
+            self._calls[remote.remote(job)] = task.key
+        elif isinstance(job, EvalJob):
+            self._end_idle_gangs()  # no training fits now, else it would have come first
+            remote = self.ray.remote(num_cpus=task.cpus, max_retries=0)(score_checkpoint)
+            self._calls[remote.remote(job)] = task.key
+        else:
+            self._gang_for(task).give(task.key, job.folder)
 
     def _gang_for(self, task: Task) -> "Gang":
         """An idle gang of the right shape; otherwise a new one, after idle gangs of other shapes have given their cores back."""
-        idle = [g for g in self._gangs if g.idle]
-        for gang in idle:
-            if gang.shape == gang_shape(task):
+        for gang in self._gangs:
+            if gang.idle and gang.shape == gang_shape(task):
                 return gang
-        for gang in idle:
-            gang.tell_end()
-            gang.wait_for_end()
-        self._gangs = [g for g in self._gangs if g.key is not None or not g.closed]
+        self._end_idle_gangs()
         self._gangs.append(Gang(self.ray, task, self._scratch, self._report))
         return self._gangs[-1]
+
+    def _end_idle_gangs(self) -> None:
+        for gang in self._gangs:
+            if gang.idle:
+                gang.tell_end()
+                gang.wait_for_end()
+        self._gangs = [g for g in self._gangs if g.key is not None or not g.closed]
 
     def _report(self, event: Event) -> None:
         with self._events_lock:
@@ -119,9 +125,9 @@ class RayBackend:
 
     def poll(self) -> list[Event]:
         self._check_alive()
-        done, _ = self.ray.wait(list(self._data), timeout=0) if self._data else ([], None)
+        done, _ = self.ray.wait(list(self._calls), timeout=0) if self._calls else ([], None)
         for reference in done:
-            self._report(self._data_event(reference, self._data.pop(reference)))
+            self._report(self._call_event(reference, self._calls.pop(reference)))
         for gang in self._gangs:
             gang.collect()
         with self._events_lock:
@@ -143,7 +149,7 @@ class RayBackend:
                 f"Ray's {dead[0] if dead else 'head'} is gone; launch again to go on from the run folders"
             )
 
-    def _data_event(self, reference: Any, key: str) -> Event:
+    def _call_event(self, reference: Any, key: str) -> Event:
         try:
             self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
@@ -186,6 +192,15 @@ def prepare_data(job: DataJob) -> str:
     from gopher.data import prepare
 
     return str(prepare(job.data, job.tokenizer, job.output_root, progress=lambda message: None))
+
+
+def score_checkpoint(job: EvalJob) -> None:
+    """Ray task: the scores of one run's last checkpoint; what it prints is kept with the run."""
+    from gopher.evals.scores import score_run
+    from gopher.worker_log import worker_log
+
+    with worker_log(job.folder, "eval"):
+        score_run(job.folder, job.tasks, job.tasks_path)
 
 
 def answers(address: str) -> bool:

@@ -219,7 +219,7 @@ def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
     from gopher.train import train
     from gopher.worker_log import worker_log
 
-    with folder.held() if rank == 0 else contextlib.nullcontext(), worker_log(folder.path, rank):
+    with folder.held() if rank == 0 else contextlib.nullcontext(), worker_log(folder.path, f"rank{rank}"):
         try:
             state = train(folder, rank=rank, world=world, should_stop=lambda: why_stop(folder))
         except GopherError as error:

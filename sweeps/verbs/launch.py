@@ -15,6 +15,7 @@ from sweeps.backends import Backend, BackendLost
 from sweeps.background import detach, start_again
 from sweeps.drive import (
     Mirror,
+    Work,
     check_space,
     first_trainings,
     make_folders,
@@ -23,6 +24,7 @@ from sweeps.drive import (
     run_tasks,
     stop_runs,
     unfinished,
+    without_scores,
 )
 from sweeps.lookout import stop_mark
 from sweeps.provenance import check_clean, code_state
@@ -31,7 +33,7 @@ from sweeps.schedule import Status
 from sweeps.screen import Screen, console
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
-from sweeps.study import ComposeFn, PlannedRun, Study, load_study
+from sweeps.study import ComposeFn, Study, load_study
 from sweeps.track import Tracker
 
 
@@ -39,7 +41,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     """Exit code 0 when all runs are finished, 130 when a person stopped it; other ends raise."""
     settings = settings_of(compose(overrides).tree)
     say = console(stderr=True).print
-    if settings.launch.detach:
+    if settings.detach:
         load_study(compose, overrides)  # mistakes are told here, not in a log
         return detach(overrides, settings, say)
     try:
@@ -70,8 +72,8 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         prices = settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour
         tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs, *prices)
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
-        missing = unfinished(study, settings)
-        if not missing and tracker.delivered(folders):
+        missing, unscored = unfinished(study, settings), without_scores(study, settings)
+        if not missing and not unscored and tracker.delivered(folders):
             console(stderr=True).print(
                 f"nothing to start: all {len(study.runs)} runs of {study.name} are finished and in MLflow"
             )
@@ -85,7 +87,8 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         opened = background.submit(open_tracking, tracker, config, subset_names(study))
         if not tracker.uri.startswith("sqlite:"):
             opened.result()
-        train(study, missing, settings, tracker, opened, own)
+        work = Work(runs=missing, scored=unscored)
+        train(study, work, settings, tracker, opened, own)
         if stop_mark(settings).exists():
             console(stderr=True).print(f"stopped; `gopher resume sweep={study.name}` goes on")
             return 130
@@ -99,7 +102,7 @@ def open_tracking(tracker: Tracker, config: str, subsets: list[str]) -> None:
 
 def train(
     study: Study,
-    missing: list[PlannedRun],
+    work: Work,
     settings: Settings,
     tracker: Tracker,
     opened: "Future[None]",
@@ -108,12 +111,12 @@ def train(
     """Run the tasks with the screen on; whatever happens, what was logged is delivered and Ray is closed."""
     screen = Screen(study.name, live=settings.watch is not False and console(stderr=True).is_terminal)
     try:
-        backend = start_ray(study, missing, settings, screen) if missing else None
+        backend = start_ray(study, work, settings, screen) if work.runs or work.scored else None
         try:
             opened.result()
             mirror = Mirror(tracker, [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs])
             try:
-                statuses = run_on(backend, study, missing, settings, screen, own) if backend else {}
+                statuses = run_on(backend, study, work, settings, screen, own) if backend else {}
             finally:
                 undelivered = mirror.finish(settings.launch.patience_seconds)
         finally:
@@ -126,34 +129,35 @@ def train(
         raise SetupError(undelivered)
 
 
-def start_ray(study: Study, missing: list[PlannedRun], settings: Settings, screen: Screen) -> Backend:
+def start_ray(study: Study, work: Work, settings: Settings, screen: Screen) -> Backend:
     """Ray, with the gangs of the first runs on their way while tracking opens and text is prepared."""
     from sweeps.backends.ray import RayBackend
 
+    scores = f", {len(work.scored)} to score" if work.scored else ""
     screen.say(
-        f"{study.name}: {len(missing)} of {len(study.runs)} runs to train; starting Ray ({settings.cluster.address})"
+        f"{study.name}: {len(work.runs)} of {len(study.runs)} runs to train{scores}; starting Ray ({settings.cluster.address})"
     )
     backend = RayBackend(settings.cluster, settings.root / "ray")
-    backend.warm(first_trainings(missing, settings, backend.capacity))
+    backend.warm(first_trainings(work, settings, backend.capacity))
     return backend
 
 
 def run_on(
     backend: Backend,
     study: Study,
-    missing: list[PlannedRun],
+    work: Work,
     settings: Settings,
     screen: Screen,
     own: lease.Lease,
 ) -> dict[str, Status]:
     signal.signal(signal.SIGTERM, terminated)  # after Ray's start, which sets its own
     try:
-        return run_tasks(study, missing, settings, backend, screen, own)
+        return run_tasks(study, work, settings, backend, screen, own)
     except KeyboardInterrupt as interrupt:
         screen.close()
         answer = "stop" if interrupt.args else ask(screen.say)
         screen.say("stopping: runs write a checkpoint first; Ctrl-C again to leave at once")
-        stop_runs(missing, settings, PREEMPTED if interrupt.args else ASKED)
+        stop_runs(work.runs, settings, PREEMPTED if interrupt.args else ASKED)
         if answer == "detach":
             raise Detach from None
         raise
