@@ -1,0 +1,89 @@
+"""Scores of a run's checkpoint land in its record once: equal to the harness's own, never scored twice, missing data named."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gopher.errors import UsageError
+from gopher.evals.scores import numbers, score_run
+from gopher.record import RunFolder
+
+TASK = """task: colours
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc}}]
+metadata: {{version: 1}}
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with one own-written task of six questions."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"question": f"What colour is thing {i}?", "options": ["red", "green"], "answer": i % 2} for i in range(6)]
+    (folder / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "colours.yaml").write_text(TASK.format(data=folder / "colours.jsonl"))
+    return folder
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> RunFolder:
+    """A copy of a trained run, beside the tokenizer it was trained with."""
+    root = tiny_run.parents[1]
+    shutil.copytree(root / "tokenizers", tmp_path / "root" / "tokenizers")
+    target = tmp_path / "root" / "runs" / tiny_run.name
+    shutil.copytree(tiny_run, target)
+    return RunFolder(target)
+
+
+@pytest.mark.filterwarnings("ignore")  # the harness and its data library warn of many things
+def test_scores_land_once_and_equal_the_harness(run: RunFolder, tasks: Path) -> None:
+    import lm_eval
+
+    from gopher.evals.items import tasks_named
+    from gopher.inference import open_rung
+    from gopher.lm_eval_adapter import GopherLM
+
+    assert run.unscored(["colours"]) == ["colours"]
+    score_run(run.path, ["colours"], str(tasks))
+    rung, loaded = open_rung(run.path), tasks_named(["colours"], str(tasks), print)
+    own = lm_eval.simple_evaluate(GopherLM(rung=rung), tasks=list(loaded.found.values()), bootstrap_iters=100)
+    want = own["results"]["colours"]
+    series = run.metrics()
+    assert series["eval/colours.acc"] == {rung.step: pytest.approx(want["acc,none"])}
+    assert series["eval/colours.acc_stderr"] == {rung.step: pytest.approx(want["acc_stderr,none"])}
+    record = json.loads(run.scores_file("colours").read_text())
+    assert record["items"] == {"colours": 6} and record["checkpoint_sha256"] == rung.sha256
+    before, log = os.stat(run.scores_file("colours")).st_mtime_ns, (run.path / "metrics.jsonl").read_bytes()
+    score_run(run.path, ["colours"], str(tasks))
+    assert os.stat(run.scores_file("colours")).st_mtime_ns == before
+    assert (run.path / "metrics.jsonl").read_bytes() == log
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_without_data_is_recorded_with_its_reason_and_the_others_go_on(run: RunFolder, tasks: Path) -> None:
+    (tasks / "lost.yaml").write_text(TASK.replace("task: colours", "task: lost").format(data=tasks / "gone.jsonl"))
+    score_run(run.path, ["lost", "colours"], str(tasks))
+    assert run.unscored(["lost", "colours"]) == []
+    record = json.loads(run.scores_file("lost").read_text())
+    assert record["metrics"] == {} and "gone.jsonl" in record["skipped"]
+    assert set(run.metrics()) >= {"eval/colours.acc"} and not any("lost" in name for name in run.metrics())
+
+
+def test_a_run_without_a_checkpoint_cannot_be_scored(run: RunFolder) -> None:
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(UsageError, match="no intact checkpoint"):
+        score_run(run.path, ["colours"], None)
+
+
+def test_what_is_no_number_is_left_out() -> None:
+    assert numbers({"alias": "x", "acc,none": 0.5, "acc_stderr,none": "N/A", "f1,none": 1}) == {"acc": 0.5, "f1": 1.0}
