@@ -8,7 +8,7 @@ Everything that matters is in the run folders, so a driver that dies loses nothi
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gopher.errors import GopherError, SetupError, UsageError
@@ -114,23 +114,39 @@ def jobs_of(work: Work, settings: Settings) -> dict[str, Job]:
 
 
 class Mirror:
-    """MLflow's writer on a thread of its own, so that a slow server never holds up the scheduling of runs."""
+    """MLflow's writer on a thread of its own, so that a slow server never holds up the scheduling of runs.
 
-    def __init__(self, tracker: Tracker, folders: list[RunFolder]) -> None:
-        self._tracker, self._folders = tracker, folders
+    `reopen` is given when MLflow did not answer at the start: it is called until it does.
+    """
+
+    def __init__(self, tracker: Tracker, folders: list[RunFolder], reopen: Callable[[], None] | None = None) -> None:
+        self._tracker, self._folders, self._reopen = tracker, folders, reopen
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
 
     def _loop(self) -> None:
         while not self._stop.wait(MIRROR_SECONDS):
-            for folder in self._folders:
-                self._tracker.mirror(folder)
+            if self._away() is None:
+                for folder in self._folders:
+                    self._tracker.mirror(folder)
+
+    def _away(self) -> str | None:
+        """None once MLflow has answered, else why not."""
+        if self._reopen is not None:
+            try:
+                self._reopen()
+            except SetupError as away:
+                return str(away)
+            self._reopen = None
+        return None
 
     def finish(self, patience_seconds: float) -> str | None:
         """Deliver the rest; a sentence about what could not be delivered, or None."""
         self._stop.set()
         self._thread.join(timeout=patience_seconds)
+        if away := self._away():
+            return f"{away}; everything is kept in the run folders, and the next launch sends it"
         return self._tracker.flush(self._folders, patience_seconds)
 
 

@@ -22,6 +22,7 @@ class ClusterSettings:
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
     uri: str | None = field(default=None, repr=False)  # may hold a password; None: sqlite under the output root
+    required: bool = True  # a launch that cannot reach it does not start; false: it goes on and sends later
 
 
 @dataclass(frozen=True, kw_only=True)

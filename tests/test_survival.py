@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from studies import TINY, write_text
 
 from gopher.record import RunFolder
+from sweeps.serve import server_command, server_environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 WORDS = [
@@ -141,3 +143,36 @@ def read_until(terminal: int, mark: str | None) -> str:
             break
         seen += part.decode("utf-8", "replace")
     return seen
+
+
+def test_mlflow_away_for_the_whole_run(text: Path, tmp_path: Path) -> None:
+    """The run is trained, the launch says what was not delivered; with the server there the next launch sends it, once."""
+    from mlflow import MlflowClient
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    place, short = f"http://127.0.0.1:{port}", ["tokens=24_576", "tracking=server", "launch.patience_seconds=5"]
+    words = [*short, f"tracking.uri={place}", "tracking.required=false"]
+    driver = begin(text, tmp_path, *words)
+    output, _ = driver.communicate(timeout=300)
+    own = folder(tmp_path)
+    assert driver.returncode == 3 and "the next launch sends it" in output, output
+    assert own is not None and (state := own.state()) is not None and state.state == "finished"
+    served = subprocess.Popen(
+        server_command(port), env=server_environment(f"sqlite:///{tmp_path / 'served.db'}", tmp_path),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server did not start", 120)
+        for _ in range(2):  # the second finds nothing to do and doubles nothing
+            driver = begin(text, tmp_path, *words)
+            output, _ = driver.communicate(timeout=300)
+            assert driver.returncode == 0, output
+        client = MlflowClient(place)
+        (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id], "tags.kind = 'train'")
+        for name, series in own.metrics().items():
+            sent = [m.step for m in client.get_metric_history(run.info.run_id, name)]
+            assert sent == [s for s, v in series.items() if v is not None], name
+    finally:
+        served.terminate()
+        served.wait(60)

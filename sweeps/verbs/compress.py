@@ -19,9 +19,8 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     settings = settings_of(tree)
     if tree["out"] is not None:
         return write_file(tree)
-    folders, skipped = [Path(tree["checkpoint"])] if tree["checkpoint"] else [], []
-    if not folders:
-        folders, skipped = sweep_folders(compose, overrides, settings)
+    one = tree["checkpoint"]
+    folders, skipped = ([Path(one)], []) if one else sweep_folders(compose, overrides, settings)
     text = text_of(tree, folders[0])
     rows = measure(folders, text)
     if settings.format == "json":

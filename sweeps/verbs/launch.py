@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import yaml
 
@@ -84,11 +85,13 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         make_folders(missing, settings)
         # A new sqlite file takes MLflow seconds, starting Ray takes others: both at once. A server may be down: that is learnt first.
         config = yaml.safe_dump(redacted(tree), sort_keys=False)
-        opened = background.submit(open_tracking, tracker, config, subset_names(study))
-        if not tracker.uri.startswith("sqlite:"):
-            opened.result()
+        begin = partial(open_tracking, tracker, config, subset_names(study))
+        opened = background.submit(begin)
+        away = None if tracker.uri.startswith("sqlite:") else opened.exception()
+        if away and (settings.tracking.required or not isinstance(away, SetupError)):
+            raise away
         work = Work(runs=missing, scored=unscored)
-        train(study, work, settings, tracker, opened, own)
+        train(study, work, settings, tracker, opened, begin if away else None, own)
         if stop_mark(settings).exists():
             console(stderr=True).print(f"stopped; `gopher resume sweep={study.name}` goes on")
             return 130
@@ -106,6 +109,7 @@ def train(
     settings: Settings,
     tracker: Tracker,
     opened: "Future[None]",
+    reopen: Callable[[], None] | None,
     own: lease.Lease,
 ) -> None:
     """Run the tasks with the screen on; whatever happens, what was logged is delivered and Ray is closed."""
@@ -113,8 +117,11 @@ def train(
     try:
         backend = start_ray(study, work, settings, screen) if work.runs or work.scored else None
         try:
-            opened.result()
-            mirror = Mirror(tracker, [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs])
+            if reopen:
+                screen.say(f"{opened.exception()}; tracking.required is false, so the runs go on and are sent later")
+            else:
+                opened.result()
+            mirror = Mirror(tracker, [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs], reopen)
             try:
                 statuses = run_on(backend, study, work, settings, screen, own) if backend else {}
             finally:
