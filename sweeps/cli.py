@@ -30,6 +30,7 @@ VERBS = {
     "ui": "MLflow on loopback, with a link to the dashboard",
     "completion": "the TAB key's script: source <(gopher completion bash), or zsh",
 }
+WIDTH = max(map(len, VERBS))
 USAGE = """usage: gopher VERB [group=choice] [key=value ...]
 
 {verbs}

@@ -5,6 +5,7 @@
 Everything that matters is in the run folders, so a driver that dies loses nothing: the next launch reads them and goes on.
 """
 
+import itertools
 import shutil
 import threading
 import time
@@ -50,6 +51,14 @@ class Work:
 
     runs: list[PlannedRun]
     scored: list[PlannedRun] = field(default_factory=list)
+    gates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # run key -> runs that must have finished before
+
+
+def ladder(study: Study, runs: list[PlannedRun]) -> dict[str, tuple[str, ...]]:
+    """The gates of `gate=ladder`: every run waits for those of `runs` that are on the nearest rung below."""
+    keys = {rung: tuple(r.spec.key for r in runs if r.spec.rung == rung) for rung in study.rungs}
+    steps = [rung for rung in study.rungs if keys[rung]]
+    return {key: keys[below] for below, rung in itertools.pairwise(steps) for key in keys[rung]}
 
 
 def check_space(runs: list[PlannedRun], settings: Settings) -> None:
@@ -84,7 +93,7 @@ def tasks_of(work: Work) -> list[Task]:
         Task(
             key=r.spec.key,
             kind="train",
-            needs=(data[r.spec.data_key].key,),
+            needs=(data[r.spec.data_key].key, *work.gates.get(r.spec.key, ())),
             workers=r.placement.workers,
             cpus_per_worker=r.placement.threads_per_worker,
             gpus_per_worker=1 if r.placement.device == "cuda" else 0,
@@ -183,9 +192,9 @@ def run_tasks(
 
 def first_trainings(work: Work, settings: Settings, cluster: Capacity) -> list[Task]:
     """The training tasks that start as soon as their data is there."""
-    tasks = tasks_of(Work(runs=work.runs))
+    tasks = tasks_of(Work(runs=work.runs, gates=work.gates))
     capacity = check_capacity(tasks, cluster, settings)
-    ready = {t.key: Status(phase=schedule.WAITING if t.kind == "train" else schedule.DONE) for t in tasks}
+    ready = {t.key: Status(phase=schedule.DONE if t.kind == "data" else schedule.WAITING) for t in tasks}
     return schedule.decide(tasks, ready, capacity)
 
 

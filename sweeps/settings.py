@@ -54,6 +54,7 @@ class Settings:
     format: str = "table"
     watch: Any = "auto"
     follow: bool = False
+    gate: str = "none"  # none | ladder: a rung starts once all runs of the rung below have finished
     detach: bool = False  # of launch: the driver goes on in the background, on a Ray cluster as a Ray job
     tasks: tuple[str, ...] = ()  # scored for every run once it is trained
     tasks_path: str | None = None
@@ -76,6 +77,7 @@ class Settings:
             self.launch.hang_seconds > 0,
             f"launch.hang_seconds is {self.launch.hang_seconds:g}; give seconds above zero",
         )
+        require(self.gate in ("none", "ladder"), f"gate is '{self.gate}'; use none or ladder")
         odd = [t for t in self.tasks if not t or "/" in t or t.startswith(".")]
         require(not odd, f"tasks names '{(odd or [''])[0]}'; give names of tasks, and their folder as tasks_path")
         require(self.watch in ("auto", True, False), f"watch is '{self.watch}'; use auto, true or false")

@@ -16,13 +16,15 @@ from sweeps.drive import (
     Work,
     check_space,
     failed_runs,
+    ladder,
     make_folders,
     raise_if_all_alike,
     run_tasks,
     tasks_of,
     unfinished,
+    without_scores,
 )
-from sweeps.schedule import CRASH, Capacity, Event, Task
+from sweeps.schedule import CRASH, DONE, LOST, WAITING, Capacity, Event, Status, Task, doom, ready
 from sweeps.screen import Screen
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
@@ -138,6 +140,31 @@ def test_tasks_share_their_data(tiny: tuple[Study, Settings]) -> None:
     study, _ = tiny
     tasks = tasks_of(Work(runs=[*study.runs, *study.runs]))
     assert [t.kind for t in tasks] == ["data", "train", "train"] and tasks[1].needs == (tasks[0].key,)
+
+
+def test_a_ladder_climbs_rung_by_rung_and_stops_where_one_is_lost(tiny: tuple[Study, Settings]) -> None:
+    study, _ = tiny
+    small = study.runs[0]
+    runs = [replace(small, spec=replace(small.spec, rung=rung, seed=seed)) for seed, rung in enumerate("aabbcc")]
+    gates = ladder(replace(study, rungs=("a", "b", "c")), runs)
+    a0, a1, b0, b1, c0, _ = (r.spec.key for r in runs)
+    assert a0 not in gates and gates[b0] == gates[b1] == (a0, a1) and gates[c0] == (b0, b1)
+    tasks = tasks_of(Work(runs=runs, gates=gates))
+    waiting = {t.key: Status(phase=DONE if t.kind == "data" else WAITING) for t in tasks}
+    assert [t.key for t in ready(tasks, waiting)] == [a0, a1]
+    lost = doom(tasks, waiting | {a1: Status(phase=LOST, reason="nan")})
+    assert [lost[k].phase for k in (a0, b0, b1, c0)] == [WAITING, LOST, LOST, LOST]
+    assert ladder(study, []) == {} and set(ladder(replace(study, rungs=("a", "b", "c")), runs[4:])) == set()
+
+
+def test_evaluations_come_behind_their_run_or_at_once(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    run = study.runs[0]
+    behind = tasks_of(Work(runs=[run], scored=[run]))[-1]
+    assert (behind.kind, behind.needs, behind.cpus) == ("eval", (run.spec.key,), 1)
+    assert tasks_of(Work(runs=[], scored=[run]))[-1].needs == ()
+    assert without_scores(study, settings) == []  # no tasks are named
+    assert without_scores(study, replace(settings, tasks=("colours",))) == [run]
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tiny: tuple[Study, Settings]) -> None:

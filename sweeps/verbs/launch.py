@@ -19,6 +19,7 @@ from sweeps.drive import (
     Work,
     check_space,
     first_trainings,
+    ladder,
     make_folders,
     raise_if_all_alike,
     raise_if_failed,
@@ -90,7 +91,8 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         away = None if tracker.uri.startswith("sqlite:") else opened.exception()
         if away and (settings.tracking.required or not isinstance(away, SetupError)):
             raise away
-        work = Work(runs=missing, scored=unscored)
+        gates = ladder(study, missing) if settings.gate == "ladder" else {}
+        work = Work(runs=missing, scored=unscored, gates=gates)
         train(study, work, settings, tracker, opened, begin if away else None, own)
         if stop_mark(settings).exists():
             console(stderr=True).print(f"stopped; `gopher resume sweep={study.name}` goes on")
