@@ -202,12 +202,10 @@ class Storm:
         driver.wait()
 
     def kill_part(self, name: str) -> None:
-        """SIGKILL to a process of Ray's own; the driver notices and ends, or ends what it started."""
-        driver = self.driver()
-        for process in psutil.Process(driver.pid).children(recursive=True):
+        """SIGKILL to a process of Ray's own; the driver starts anew with a Ray of its own."""
+        for process in psutil.Process(self.driver().pid).children(recursive=True):
             if process.name().startswith(name):
                 process.kill()
-        driver.wait(timeout=120)
 
     def block_server(self, folder: RunFolder) -> None:
         assert self._server is not None
