@@ -8,7 +8,7 @@ OUT    ?= outputs
 SEED   ?= 1
 FAULTS ?= 24
 
-.PHONY: demo test test-slow chaos triton test-gpu lint types check ui clean lock
+.PHONY: demo test test-slow chaos test-gpu lint types check ui clean lock
 
 demo: $(STAMP)  ## train the demo ladder on real text, fit its scaling curve, write the report
 	$(BIN)/gopher launch sweep=demo output_root=$(OUT)
@@ -23,9 +23,6 @@ test-slow: $(STAMP)  ## longer trainings, whole-demo equality, coverage studies
 
 chaos: $(STAMP)  ## a sweep under FAULTS faults from outside and eight planted ones, drawn by SEED; ends with a table
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest -q -s -m chaos tests/chaos --timeout 3600
-
-triton: $(STAMP)  ## the kernel's compiler and interpreter (1 GB), for its tests on a machine without CUDA
-	$(BIN)/pip install -q --disable-pip-version-check triton==3.9.0
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m "gpu" --timeout 3000
