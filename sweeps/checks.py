@@ -32,7 +32,7 @@ MIN_FREE_BYTES, MIN_MEMORY_BYTES = 2 * 2**30, 4 * 2**30
 STALE_SECONDS = 600.0
 SUM_BUDGET_SECONDS = 1.5  # spent on checksums of checkpoints; the rest is named as not read
 SUM_BYTES_PER_SECOND = 5e8
-EXTRAS = {"datasets": "hub", "lm_eval": "evals", "psycopg": "postgres", "triton": "make triton"}
+EXTRAS = {"datasets": "hub", "lm_eval": "evals", "psycopg": "postgres"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +112,12 @@ def gpu(settings: Settings) -> Check:
     except (OSError, subprocess.TimeoutExpired):
         done = None
     if done is None or done.returncode != 0:
-        return Check(name="gpu", verdict=NOTE, found=f"no CUDA device; torch {torch}; plain attention on the CPU")
+        return Check(name="gpu", verdict=NOTE, found=f"no CUDA device; torch {torch}")
     found = f"{'; '.join(done.stdout.split(chr(10))[:-1])}; torch {torch}"
     if torch.endswith("+cpu"):
         cure = "install torch's CUDA build: pip install torch --index-url https://download.pytorch.org/whl/cu128"
         return Check(name="gpu", verdict=WARN, found=found + ", which is built without CUDA", cure=cure)
-    path = "Triton kernel" if importlib.util.find_spec("triton") else "plain attention"
-    return Check(name="gpu", verdict=OK, found=f"{found}; {path}")
+    return Check(name="gpu", verdict=OK, found=found)
 
 
 def cores(settings: Settings) -> Check:
