@@ -128,6 +128,7 @@ def test_another_seed_is_new_and_shares_text_and_tokenizer(killed_and_resumed: P
     assert len(list((killed_and_resumed / "data").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_work_is_named_and_the_others_finish(text: Path, killed_and_resumed: Path) -> None:
     """A learning rate that diverges: exit 1, the reason with the run, the good run untouched."""
     words = command(
