@@ -18,7 +18,9 @@ from rich.table import Table
 
 from gopher.record import RunState
 from gopher.spec import to_json
+from sweeps import launched
 from sweeps.provenance import versions
+from sweeps.settings import Settings
 from sweeps.study import study_of
 
 RUNS, SECONDS_LIMIT, BYTES_LIMIT = 10_000, 20.0, 2**30
@@ -55,9 +57,11 @@ def composing(root: str) -> list[dict[str, object]]:
 
 
 def standing(root: str) -> dict[str, object]:
-    """`gopher status` as people call it, over folders that hold a spec and a state."""
+    """`gopher status` as people call it, over what a launch leaves: its record, and folders with a spec and a state."""
     words = overrides(STATUS_RUNS, root)
-    for run in study_of(words).runs:
+    study = study_of(words)
+    launched.keep(study, words, Settings(output_root=root, name=study.name))
+    for run in study.runs:
         folder = Path(root) / "runs" / run.spec.key
         folder.mkdir(parents=True)
         (folder / "spec.json").write_text(to_json(run.spec))

@@ -178,7 +178,7 @@ def run_tasks(
         nonlocal shown
         if clock.now() - shown > SHOW_SECONDS:
             shown = clock.now()
-            screen.update(run_rows(study, settings))
+            screen.update(run_rows(study.specs, settings))
         return lookout(statuses)
 
     attempts = settings.launch.max_attempts
@@ -186,7 +186,7 @@ def run_tasks(
         tasks, jobs_of(work, settings), backend, look, max_attempts=attempts, clock=clock, say=screen.say
     )
     note_losses(work.runs, statuses, settings)
-    screen.update(run_rows(study, settings))
+    screen.update(run_rows(study.specs, settings))
     return statuses
 
 
@@ -230,7 +230,7 @@ def stop_runs(runs: list[PlannedRun], settings: Settings, cause: str) -> None:
 
 
 def failed_runs(study: Study, settings: Settings) -> list[str]:
-    rows = run_rows(study, settings)
+    rows = run_rows(study.specs, settings)
     by_reason: dict[str, list[str]] = {}
     for r in rows:
         if r.state != FINISHED:

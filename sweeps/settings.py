@@ -1,6 +1,6 @@
 """What a command needs beside the runs: where things are written, how output looks, which cluster and tracker."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +100,7 @@ class Settings:
 
 def settings_of(tree: dict[str, Any]) -> Settings:
     """The command's settings out of a composed config; the run's own keys are left to `sweeps.study`."""
-    names = (
-        "output_root",
-        "name",
-        "format",
-        "watch",
-        "follow",
-        "detach",
-        "tasks",
-        "tasks_path",
-        "cluster",
-        "tracking",
-        "launch",
-        "ui",
-        "code",
-    )
+    names = [f.name for f in fields(Settings)]
     settings = build(Settings, {k: tree[k] for k in names}, "config")
     if settings.root.exists() and not settings.root.is_dir():
         raise UsageError(f"output_root is {settings.output_root}, which is a file; name a folder")

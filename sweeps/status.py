@@ -1,11 +1,13 @@
 """Where every run of a sweep stands, read from the run folders alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gopher.record import FINISHED, RUNNING, RunFolder, RunState
 from gopher.size import params_non_embedding, params_total, train_flops
+from gopher.spec import RunSpec
 from sweeps.settings import Settings
-from sweeps.study import PlannedRun, Study
+from sweeps.study import Study
 
 NEW, INTERRUPTED = "new", "interrupted"
 
@@ -29,12 +31,12 @@ class RunRow:
     reason: str | None
 
 
-def run_rows(study: Study, settings: Settings) -> list[RunRow]:
-    return [run_row(run, RunFolder(settings.run_dir(run.spec.key))) for run in study.runs]
+def run_rows(specs: Iterable[RunSpec], settings: Settings) -> list[RunRow]:
+    return [run_row(spec, RunFolder(settings.run_dir(spec.key))) for spec in specs]
 
 
-def run_row(run: PlannedRun, folder: RunFolder) -> RunRow:
-    spec, state = run.spec, folder.state() or RunState(state=NEW)
+def run_row(spec: RunSpec, folder: RunFolder) -> RunRow:
+    state = folder.state() or RunState(state=NEW)
     name = INTERRUPTED if state.state == RUNNING and not folder.is_held() else state.state
     rate = state.tokens_per_second
     left = spec.train_tokens - spec.tokens_before(state.step)
@@ -74,8 +76,7 @@ class PlanRow:
 
 def plan_rows(study: Study, settings: Settings) -> list[PlanRow]:
     rows = []
-    for run, row in zip(study.runs, run_rows(study, settings), strict=True):
-        spec = run.spec
+    for spec, row in zip(study.specs, run_rows(study.specs, settings), strict=True):
         rows.append(
             PlanRow(
                 key=spec.key,

@@ -39,6 +39,10 @@ class Study:
     rungs: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
 
+    @property
+    def specs(self) -> list[RunSpec]:
+        return [run.spec for run in self.runs]
+
 
 ComposeFn = Callable[[Sequence[str]], Composed]
 

@@ -95,7 +95,7 @@ def test_text_first_then_training_then_nothing_left(tiny: tuple[Study, Settings]
     drive(study, settings, backend)
     assert [k.split("-")[0] for k in backend.submitted] == ["data", study.runs[0].spec.key]
     assert unfinished(study, settings) == [] and failed_runs(study, settings) == []
-    row = run_rows(study, settings)[0]
+    row = run_rows(study.specs, settings)[0]
     assert (row.state, row.step) == (FINISHED, row.steps) and row.val_loss is not None
 
 
@@ -109,7 +109,7 @@ def test_a_crashed_worker_is_started_again_within_its_budget(tiny: tuple[Study, 
 def test_a_run_that_always_crashes_is_failed_with_its_reason(tiny: tuple[Study, Settings]) -> None:
     study, settings = tiny
     drive(study, settings, InProcess(crashes=99))
-    row = run_rows(study, settings)[0]
+    row = run_rows(study.specs, settings)[0]
     assert row.state == FAILED and row.reason == "a worker died"
     assert "a worker died" in failed_runs(study, settings)[0]
 

@@ -11,7 +11,7 @@ import yaml
 
 from gopher.errors import SetupError
 from gopher.record import ASKED, PREEMPTED, RunFolder
-from sweeps import lease
+from sweeps import launched, lease
 from sweeps.backends import Backend, BackendLost
 from sweeps.background import detach, start_again
 from sweeps.drive import (
@@ -84,6 +84,7 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         check_space(missing, settings)
         stop_mark(settings).unlink(missing_ok=True)
         make_folders(missing, settings)
+        launched.keep(study, overrides, settings)
         # A new sqlite file takes MLflow seconds, starting Ray takes others: both at once. A server may be down: that is learnt first.
         config = yaml.safe_dump(redacted(tree), sort_keys=False)
         begin = partial(open_tracking, tracker, config, subset_names(study))
@@ -193,7 +194,7 @@ def ask(say: Callable[[str], None]) -> str:
 
 def report_end(study: Study, settings: Settings) -> int:
     raise_if_failed(study, settings)
-    rows = run_rows(study, settings)
+    rows = run_rows(study.specs, settings)
     best = min((r.val_loss, r.rung) for r in rows if r.val_loss is not None)
     output = "" if settings.output_root == "outputs" else f" output_root={settings.output_root}"
     say = console(stderr=True).print

@@ -5,33 +5,35 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from gopher.spec import RunSpec
+from sweeps import launched
 from sweeps.screen import Screen, console, status_table
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
-from sweeps.study import ComposeFn, Study, load_study
+from sweeps.study import ComposeFn, load_study
 
 REFRESH_SECONDS = 2.0
 
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     settings = settings_of(compose(overrides).tree)
-    study = load_study(compose, overrides)
+    specs = launched.specs_of(overrides, settings) or load_study(compose, overrides).specs
     if settings.format == "json":
-        runs = [asdict(row) for row in run_rows(study, settings)]
-        print(json.dumps({"sweep": study.name, "runs": runs}, indent=2))
+        runs = [asdict(row) for row in run_rows(specs, settings)]
+        print(json.dumps({"sweep": settings.name, "runs": runs}, indent=2))
     elif settings.watch is True:
-        watch(study, settings)
+        watch(specs, settings)
     else:
-        console().print(status_table(study.name, run_rows(study, settings)))
+        console().print(status_table(settings.name, run_rows(specs, settings)))
     return 0
 
 
-def watch(study: Study, settings: Settings) -> None:
+def watch(specs: Sequence[RunSpec], settings: Settings) -> None:
     """The table until every run has ended or Ctrl-C."""
-    screen = Screen(study.name, live=console(stderr=True).is_terminal)
+    screen = Screen(settings.name, live=console(stderr=True).is_terminal)
     try:
         while True:
-            rows = run_rows(study, settings)
+            rows = run_rows(specs, settings)
             screen.update(rows)
             if all(r.state in ("finished", "failed", "stopped") for r in rows):
                 return

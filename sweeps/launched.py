@@ -1,0 +1,42 @@
+"""What the last launch of a sweep was, kept as data: its words and its frozen specs, in sweeps/<name>/sweep.json.
+
+Where a launched sweep stands can then be told at once and without its text or its configs, which may have changed since.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+
+from gopher.errors import GopherError
+from gopher.record import write_atomic
+from gopher.spec import RunSpec, build
+from sweeps.settings import Settings
+from sweeps.study import Study
+
+NAMES_RUNS = (
+    "name",
+    "output_root",
+)  # the settings that tell one sweep from another; the rest never changes which runs it has
+
+
+def naming_words(overrides: Sequence[str]) -> list[str]:
+    """The overrides that decide which runs a sweep has, in their order."""
+    others = {f.name for f in fields(Settings)} - set(NAMES_RUNS)
+    return [word for word in overrides if word.lstrip("+~").partition("=")[0].partition(".")[0] not in others]
+
+
+def keep(study: Study, overrides: Sequence[str], settings: Settings) -> None:
+    """Write the record of a launch; a later launch under the same name replaces it."""
+    record = {"words": naming_words(overrides), "runs": [asdict(spec) for spec in study.specs]}
+    write_atomic(settings.sweep_dir / "sweep.json", json.dumps(record, separators=(",", ":")) + "\n")
+
+
+def specs_of(overrides: Sequence[str], settings: Settings) -> list[RunSpec] | None:
+    """The specs of the last launch if these words name the same runs; None if they do not or the record cannot be read."""
+    try:
+        record = json.loads((settings.sweep_dir / "sweep.json").read_text("utf-8"))
+        if record["words"] == naming_words(overrides):
+            return [build(RunSpec, values, "sweep.json") for values in record["runs"]]
+    except (OSError, ValueError, KeyError, TypeError, GopherError):
+        pass  # no launch yet, or one of another version
+    return None

@@ -1,0 +1,49 @@
+"""The record of a launch names the same runs, answers only to the same words, and is passed over when it cannot be read."""
+
+from pathlib import Path
+
+import pytest
+from studies import write_text
+
+from gopher.errors import UsageError
+from sweeps import launched
+from sweeps.compose import compose, hydra_session
+from sweeps.settings import Settings, settings_of
+from sweeps.study import study_of
+from sweeps.verbs import status
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    text = write_text(tmp_path / "text")
+    return ["sweep=demo", "data=local", f"data.path={text}", "rungs=[54k,84k]", f"output_root={tmp_path / 'out'}"]
+
+
+def test_the_record_gives_back_the_specs(words: list[str], tmp_path: Path) -> None:
+    study, settings = study_of(words), Settings(output_root=str(tmp_path / "out"), name="demo")
+    assert launched.specs_of(words, settings) is None
+    launched.keep(study, words, settings)
+    assert launched.specs_of(words, settings) == study.specs
+    assert launched.specs_of([*words, "format=json", "watch=true", "tracking.required=false"], settings) == study.specs
+    assert launched.specs_of([*words, "axes.seed=[1]"], settings) is None
+    (settings.sweep_dir / "sweep.json").write_text('{"words": [')
+    assert launched.specs_of(words, settings) is None
+
+
+def test_status_of_a_launched_sweep_needs_no_text(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with hydra_session():
+        settings = settings_of(compose(words).tree)
+    launched.keep(study_of(words), words, settings)
+    gone = Path(words[2].partition("=")[2])
+    for file in gone.rglob("*.txt"):
+        file.unlink()
+    with pytest.raises(UsageError):
+        study_of(words)
+    with hydra_session():
+        assert status.run(compose, words) == 0
+    assert "54k" in capsys.readouterr().out
+
+
+def test_every_setting_of_the_config_is_read(words: list[str]) -> None:
+    with hydra_session():
+        assert settings_of(compose([*words, "gate=ladder"]).tree).gate == "ladder"
