@@ -19,13 +19,25 @@ def label(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"identity": False}, **kwargs)
 
 
+def newer(default: Any) -> Any:
+    """A dataclass field that came after runs had keys: at its default it stays out of the identity, so that old keys hold."""
+    return dataclasses.field(default=default, metadata={"newer": True})
+
+
+def is_part(field: "dataclasses.Field[Any]", value: Any) -> bool:
+    """Whether a field with this value belongs to the identity."""
+    return bool(field.metadata.get("identity", True)) and not (
+        field.metadata.get("newer", False) and value == field.default
+    )
+
+
 def canonical(value: Any, where: str = "spec") -> Any:
-    """`value` as plain JSON types with sorted keys, label fields dropped.
+    """`value` as plain JSON types with sorted keys; label fields and newer ones at their default dropped.
 
     Integers and floats stay apart (1 is not 1.0). Raises `UsageError` for a value that has no stable form.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+        kept = [f for f in dataclasses.fields(value) if is_part(f, getattr(value, f.name))]
         return {
             f.name: canonical(getattr(value, f.name), f"{where}.{f.name}") for f in sorted(kept, key=lambda f: f.name)
         }

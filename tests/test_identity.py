@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gopher.errors import UsageError
-from gopher.identity import canonical, content_hash, difference, flatten, label, short_key
+from gopher.identity import canonical, content_hash, difference, flatten, label, newer, short_key
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 trees = st.recursive(
@@ -32,6 +32,22 @@ def test_order_of_keys_does_not_matter(tree: dict) -> None:
 @given(trees)
 def test_hash_survives_a_json_round_trip(tree: object) -> None:
     assert content_hash(tree) == content_hash(json.loads(json.dumps(canonical(tree))))
+
+
+@dataclasses.dataclass(frozen=True)
+class OlderThing:
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NewerThing:
+    size: int
+    kind: str = newer("plain")
+
+
+def test_a_newer_field_changes_no_old_key_until_it_is_used() -> None:
+    assert content_hash(NewerThing(size=1)) == content_hash(OlderThing(size=1))
+    assert content_hash(NewerThing(size=1, kind="odd")) != content_hash(NewerThing(size=1))
 
 
 def test_labels_are_no_part_of_identity() -> None:
