@@ -12,7 +12,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +29,12 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from gopher.errors import GopherError, UsageError
 from gopher.model import Transformer
-from gopher.optim import Adam
-from gopher.record import RunFolder, write_atomic
+from gopher.optim import Adam, Part
+from gopher.parent import find_parent
+from gopher.record import MARKER, RunFolder, write_atomic
 from gopher.shard import DTYPES, like
 from gopher.spec import Placement, named_steps
 
-MARKER = "complete.json"
 FORMAT = 1
 Tell = Callable[[str], Any]
 
@@ -185,6 +185,17 @@ def restore(folder: Path, adam: Adam, run_key: str, latest: int | None = None, t
     reader.read_metadata()  # here, because torch's loader would bury a refusal under a fallback
     load_shards(tensors(adam), storage_reader=reader)
     return int(marker["step"])
+
+
+def adopt(path: Path, parts: Iterable[Part], parent: str) -> None:
+    """Load the weights of another run's checkpoint, which must be intact and be the one that `parent` identifies."""
+    if find_parent(path).key != parent or any(gather(damage(path))):
+        raise GopherError(
+            f"{path} is not the checkpoint {parent} that the run was planned with; restore it, or launch with the parent there is"
+        )
+    reader = SafeReader(path)
+    reader.read_metadata()
+    load_shards({f"model/{part.name}": like(part.parameter, part.local) for part in parts}, storage_reader=reader)
 
 
 def tensors(adam: Adam) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from gopher.cache import Reader
-from gopher.checkpoint import MARKER, chosen, load_for_inference, read_marker
+from gopher.checkpoint import chosen, load_for_inference, read_marker
 from gopher.errors import UsageError
-from gopher.identity import content_hash
-from gopher.record import RunFolder
+from gopher.parent import weights_hash
+from gopher.record import MARKER, RunFolder
 from gopher.spec import RunSpec
 from gopher.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ def open_rung(
     return Rung(
         spec=spec,
         step=int(marker["step"]),
-        sha256=content_hash({"model": spec.model, "files": marker["files"]}),
+        sha256=weights_hash(spec, marker),
         reader=Reader(load_for_inference(run_folder, step=int(marker["step"]), device=device, dtype=dtype)),
         tokenizer=tokenizer_of(run_folder, spec, tokenizer),
     )

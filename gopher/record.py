@@ -26,6 +26,7 @@ from gopher.errors import GopherError, SetupError
 from gopher.spec import Placement, RunSpec, build, from_json, to_json
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
+MARKER = "complete.json"  # in a checkpoint's folder: what it is and the SHA-256 of its files
 ASKED, PREEMPTED = "asked", "preempted"  # why a run stopped: it waits for a person, or only for a place to run
 
 

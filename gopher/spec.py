@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gopher.errors import UsageError, did_you_mean
-from gopher.identity import label, short_key
+from gopher.identity import label, newer, short_key
 
 T = TypeVar("T")
 SPEC_VERSION = 2  # raise it when the same fields begin to mean another computation
@@ -229,10 +229,12 @@ class RunSpec:
     tokens: int  # training tokens asked for; the run takes the whole steps that reach it
     tokenizer_key: str  # identity of the tokenizer's inputs
     data_key: str  # identity of the token shards' inputs
+    parent: str | None = newer(None)  # identity of the checkpoint whose weights the run starts from; None: random ones
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("rung", "tokenizer_key", "data_key"):  # they name folders and MLflow runs
+        names = ["rung", "tokenizer_key", "data_key", *(["parent"] if self.parent else [])]
+        for name in names:  # they name folders and MLflow runs
             require(
                 plain_name(getattr(self, name)),
                 f"{name} is {getattr(self, name)!r}; use letters, digits, '_', '-' and '.'",
@@ -306,6 +308,7 @@ class Placement:
     """How a run is executed. Nothing here changes its numbers beyond float rounding of the reduction order."""
 
     data_dir: str  # folder of the token shards
+    parent_dir: str | None = None  # folder of the checkpoint that `RunSpec.parent` identifies
     workers: int = 1  # FSDP ranks
     threads_per_worker: int = 1
     micro_batch_sequences: int = 8  # sequences of one forward pass; the smaller it is, the less memory

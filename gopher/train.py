@@ -9,6 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +76,8 @@ def train_steps(
     adam = Adam(parts(model), run)
     saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps)
     step = checkpoint.restore(folder.checkpoints, adam, run.key, tell=journal.warn)
+    if step == 0:
+        inherit(model, run, placement)
     skips = skips_of(journal.events())
     watch, drill = Watch(), Drill(folder, rank)
     log_every = max(placement.log_every_steps, math.ceil(run.steps / LOGGED_ROWS))
@@ -197,7 +200,7 @@ def rewind(
         )
     back = checkpoint.restore(folder.checkpoints, adam, run.key, latest=what.latest, tell=journal.warn)
     if back == 0:
-        start_over(model, adam, run)
+        start_over(model, adam, run, folder.placement())
     checkpoint.drop_after(folder.checkpoints, back)
     if what.skip:
         passed = run.sequences_before(step + 1) - run.sequences_before(back)
@@ -214,9 +217,16 @@ def rewind(
     return back
 
 
-def start_over(model: Transformer, adam: Adam, run: RunSpec) -> None:
+def inherit(model: Transformer, run: RunSpec, placement: Placement) -> None:
+    """The parent's weights, if the run has one."""
+    if run.parent and placement.parent_dir:
+        checkpoint.adopt(Path(placement.parent_dir), parts(model), run.parent)
+
+
+def start_over(model: Transformer, adam: Adam, run: RunSpec, placement: Placement) -> None:
     """Parameters and moments as before the first step."""
     initialise(((p.name, p.local, p.start) for p in parts(model)), run.model, run.seed)
+    inherit(model, run, placement)
     for moment in (*adam.mean, *adam.square):
         moment.zero_()
 

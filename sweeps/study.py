@@ -9,6 +9,7 @@ from typing import Any
 from gopher import corpus, data
 from gopher.errors import UsageError, did_you_mean
 from gopher.identity import flatten
+from gopher.parent import Parent, find_parent
 from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build, plain_name
 from sweeps.compose import Composed, compose, groups, hydra_session
 
@@ -55,7 +56,7 @@ def load_study(compose: ComposeFn, overrides: Sequence[str]) -> Study:
             raise UsageError(f"{override} names a model but a sweep names its rungs; write rungs=[{value.strip('[]')}]")
     base = compose(overrides).tree
     rungs = check_rungs(base["rungs"])
-    texts = TextIdentity(Path(base["output_root"]))
+    texts = Inputs(Path(base["output_root"]))
     runs = [run for rung in rungs for run in expand_rung(compose, overrides, rung, texts)]
     unique = {run.spec.key: run for run in runs}  # two axis values may mean the same run
     return Study(name=check_name(base["name"]), rungs=rungs, runs=tuple(unique.values()))
@@ -92,7 +93,7 @@ def check_rungs(rungs: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(r) for r in rungs))
 
 
-def expand_rung(compose: ComposeFn, overrides: Sequence[str], rung: str, texts: "TextIdentity") -> list[PlannedRun]:
+def expand_rung(compose: ComposeFn, overrides: Sequence[str], rung: str, texts: "Inputs") -> list[PlannedRun]:
     """One rung's runs: the product of its axes. Group choices and keys that others refer to are composed, the rest are set."""
     first = compose([*overrides, f"model={rung}"])
     axes = check_axes(first, rung)
@@ -145,7 +146,7 @@ def axis_lists(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def run_sections(tree: dict[str, Any]) -> dict[str, Any]:
     """The part of the config that decides a run's numbers."""
-    return {k: tree[k] for k in ("seed", "tokens", "tokenizer", "data", *RUN_SECTIONS)}
+    return {k: tree[k] for k in ("seed", "tokens", "tokenizer", "data", "parent", *RUN_SECTIONS)}
 
 
 def with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -160,11 +161,12 @@ def with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def planned_run(tree: dict[str, Any], texts: "TextIdentity") -> PlannedRun:
+def planned_run(tree: dict[str, Any], texts: "Inputs") -> PlannedRun:
     """The frozen run of one fully chosen config. Field errors name the key and the value."""
     text = texts.data_spec(tree["data"])
     tokenizer = build(TokenizerSpec, tree["tokenizer"], "tokenizer")
     tokenizer_key, data_key = texts.keys(text, tokenizer)
+    parent = texts.parent(tree["parent"]) if tree["parent"] else None
     sections = {name: tree[name] for name in RUN_SECTIONS}
     fields = {
         "rung": tree["rung"],
@@ -174,24 +176,30 @@ def planned_run(tree: dict[str, Any], texts: "TextIdentity") -> PlannedRun:
         "data": text,
         "tokenizer": tokenizer,
     }
-    spec = build(RunSpec, {**fields, "tokenizer_key": tokenizer_key, "data_key": data_key}, "run")
-    return PlannedRun(spec=spec, placement=placement_of(tree, spec, data_key), config=tree)
+    keys = {"tokenizer_key": tokenizer_key, "data_key": data_key, "parent": parent.key if parent else None}
+    spec = build(RunSpec, {**fields, **keys}, "run")
+    if parent:
+        parent.check_fits(spec)
+    return PlannedRun(spec=spec, placement=placement_of(tree, spec, parent), config=tree)
 
 
-def placement_of(tree: dict[str, Any], spec: RunSpec, data_key: str) -> Placement:
+def placement_of(tree: dict[str, Any], spec: RunSpec, parent: Parent | None) -> Placement:
     values = dict(tree["placement"])
     values["log_every_steps"] = values["log_every_steps"] or max(1, spec.steps // ROWS_PER_RUN)
-    data_dir = str((Path(tree["output_root"]) / "data" / data_key).absolute())
-    return build(Placement, {**values, "data_dir": data_dir}, "placement")
+    data_dir = str((Path(tree["output_root"]) / "data" / spec.data_key).absolute())
+    return build(
+        Placement, {**values, "data_dir": data_dir, "parent_dir": str(parent.folder) if parent else None}, "placement"
+    )
 
 
-class TextIdentity:
-    """Corpus fingerprints and the keys made of them, each worked out once per study."""
+class Inputs:
+    """What runs depend on, found and hashed once per study: text, the keys made of it, parents."""
 
     def __init__(self, output_root: Path) -> None:
         self.cache = output_root / "fingerprints.json"
         self._specs: dict[str, DataSpec] = {}
         self._keys: dict[tuple[DataSpec, TokenizerSpec], tuple[str, str]] = {}
+        self._parents: dict[str, Parent] = {}
 
     def data_spec(self, tree: dict[str, Any]) -> DataSpec:
         """The data section as a spec; folders of a local corpus become its subsets, `weights` override any subset's."""
@@ -207,6 +215,11 @@ class TextIdentity:
             first = data.tokenizer_key(tokenizer, spec, print_of_text)
             self._keys[spec, tokenizer] = (first, data.data_key(spec, first, print_of_text))
         return self._keys[spec, tokenizer]
+
+    def parent(self, path: str) -> Parent:
+        if path not in self._parents:
+            self._parents[path] = find_parent(Path(path))
+        return self._parents[path]
 
 
 def resolve_data(tree: dict[str, Any]) -> DataSpec:

@@ -107,6 +107,8 @@ def dependencies(found: Found, root: Path) -> list[dict[str, Any]]:
     """The things whose identity is part of the key, and whether they are on disk."""
     tokenizer, data = str(found.spec.get("tokenizer_key")), str(found.spec.get("data_key"))
     places = [("tokenizer", tokenizer, root / "tokenizers" / tokenizer), ("data", data, root / "data" / data)]
+    if parent := found.spec.get("parent"):
+        places.append(("parent checkpoint", str(parent), Path(str(found.folder.placement().parent_dir))))
     return [{"what": w, "key": k, "folder": str(p), "present": p.is_dir()} for w, k, p in places]
 
 

@@ -1,0 +1,50 @@
+"""The checkpoint that a run starts from: found by its folder, identified by what is in it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import UsageError
+from gopher.identity import content_hash
+from gopher.record import MARKER, RunFolder
+from gopher.spec import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    folder: Path  # of the checkpoint
+    spec: RunSpec  # of the run that wrote it
+    key: str  # 12 hex digits of `weights_hash`
+
+    def check_fits(self, run: RunSpec) -> None:
+        """Raises `UsageError` unless the run's model can start from these weights and its tokens mean the same."""
+        if self.spec.model != run.model:
+            raise UsageError(
+                f"parent={self.folder} holds a {self.spec.rung} of another shape than the run's {run.rung}; "
+                "name a parent of the same model, or sweep that rung alone"
+            )
+        if self.spec.tokenizer_key != run.tokenizer_key:
+            raise UsageError(
+                f"parent={self.folder} was trained with tokenizer {self.spec.tokenizer_key} and the run would use "
+                f"{run.tokenizer_key}; set data and tokenizer so that both are the same"
+            )
+
+
+def weights_hash(spec: RunSpec, marker: dict[str, Any]) -> str:
+    """SHA-256 that two checkpoints share only if they hold the same bytes in the same model, wherever they lie."""
+    return content_hash({"model": spec.model, "files": marker["files"]})
+
+
+def find_parent(path: Path) -> Parent:
+    """The checkpoint at `path`: a checkpoint's folder, or a run's folder (its newest). Raises `UsageError`."""
+    marked = sorted(path.glob(f"checkpoints/[0-9]*/{MARKER}"))
+    folder = (marked[-1].parent if marked else path).absolute()
+    try:
+        marker = json.loads((folder / MARKER).read_text("utf-8"))
+        spec = RunFolder(folder.parents[1]).spec()
+        return Parent(folder=folder, spec=spec, key=weights_hash(spec, marker)[:12])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"parent={path} is no checkpoint; name a run folder such as outputs/runs/<key>, or one of its checkpoints"
+        ) from None
