@@ -176,3 +176,22 @@ def test_mlflow_away_for_the_whole_run(text: Path, tmp_path: Path) -> None:
     finally:
         served.terminate()
         served.wait(60)
+
+
+def test_a_lost_node_is_replaced_by_another(text: Path, tmp_path: Path) -> None:
+    """The machine that trains goes, with its raylet and all workers; the run goes on where Ray finds room again."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        driver = begin(text, tmp_path, "cluster=ray", f"cluster.address={cluster.address}")
+        until(lambda: step(tmp_path) >= 25, "no step beyond the first checkpoint")
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        output = finish(driver, tmp_path)
+    finally:
+        cluster.shutdown()
+    assert "starting it again" in output
+    own = folder(tmp_path)
+    assert own is not None and (state := own.state()) is not None and state.attempt >= 2
