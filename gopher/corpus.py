@@ -71,7 +71,8 @@ def page_lines(tree: Any, name: str = "") -> Iterator[str]:
 
 def plain(markup: str) -> str:
     """Text without tags and entities, runs of blanks joined."""
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", markup))).strip()
+    text = re.sub(r"<[^>]+>", " ", markup) if "<" in markup else markup  # most have none
+    return " ".join(html.unescape(text).split())
 
 
 SOURCES = {

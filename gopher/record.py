@@ -30,18 +30,24 @@ MARKER = "complete.json"  # in a checkpoint's folder: what it is and the SHA-256
 ASKED, PREEMPTED = "asked", "preempted"  # why a run stopped: it waits for a person, or only for a place to run
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write beside the target and rename: a reader sees the old file or the new one, never a part."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside the target to write to, renamed afterwards: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield part
+        with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with written_whole(path) as part:
+        part.write_text(text, "utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,10 @@ def lines_of(texts: Iterable[str]) -> Iterator[str]:
     limit = LONGEST_LINE_BYTES // 4
     for text in texts:
         for line in text.split("\n"):
-            yield from (line[i : i + limit] for i in range(0, len(line), limit))
+            if 0 < len(line) <= limit:
+                yield line
+            else:
+                yield from (line[i : i + limit] for i in range(0, len(line), limit))
 
 
 class Tokenizer:

@@ -14,13 +14,14 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gopher.errors import GopherError, SetupError
 from gopher.record import RunFolder
 from sweeps.backends import LOST_TIMES, BackendLost, DataJob, EvalJob, Job
-from sweeps.backends.ray_gang import Gang, first_line, gang_shape
+from sweeps.backends.ray_gang import Controllers, Gang, first_line, gang_shape
 from sweeps.schedule import CRASH, FINAL, Capacity, Event, Task
 from sweeps.settings import ClusterSettings
 from sweeps.worker_output import read_lines, sources
@@ -38,6 +39,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 OBJECT_STORE_BYTES = 100 * 2**20  # runs talk through files; Ray's store carries only messages
+CONTROLLERS_TOGETHER = 16  # gangs whose controllers share a process, and would fall together
 CHECK_SECONDS = 2.0  # between looks whether Ray still lives
 
 
@@ -59,7 +61,9 @@ class RayBackend:
         self._events: list[Event] = []
         self._events_lock = threading.Lock()
         self._calls: dict[Any, str] = {}  # object reference of a text or evaluation task -> task key
+        self._early: dict[str, Any] = {}  # text tasks that were begun before they were submitted
         self._gangs: list[Gang] = []
+        self._started = 0  # gangs so far
         self._local = cluster.address == "local"
         self._checked = time.monotonic()
         self.lost = False
@@ -70,6 +74,7 @@ class RayBackend:
         if not local:  # a local Ray inherits our environment
             options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
         if local:
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody drains our only node
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"num_cpus": cluster.cpus or usable_cpus(), "num_gpus": cluster.gpus}
         try:
@@ -88,14 +93,17 @@ class RayBackend:
         total = self.ray.cluster_resources()
         return Capacity(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)))
 
-    def warm(self, tasks: list[Task]) -> None:
-        """Start the gangs of `tasks` before their data is ready."""
-        self._gangs += [Gang(self.ray, task, self._scratch, self._report) for task in tasks]
+    def warm(self, trainings: list[Task], texts: Mapping[str, DataJob]) -> None:
+        """Begin what can begin before the loop does: the text tasks by key, and the gangs of the first trainings."""
+        self._early = {key: self._prepare(job) for key, job in texts.items()}
+        self._gangs += [self._gang(task) for task in trainings]
+
+    def _prepare(self, job: DataJob) -> Any:
+        return self.ray.remote(num_cpus=0, max_retries=0)(prepare_data).remote(job)
 
     def submit(self, task: Task, job: Job) -> None:
         if isinstance(job, DataJob):
-            remote = self.ray.remote(num_cpus=0, max_retries=0)(prepare_data)
-            self._calls[remote.remote(job)] = task.key
+            self._calls[self._early.pop(task.key, None) or self._prepare(job)] = task.key
         elif isinstance(job, EvalJob):
             self._end_idle_gangs()  # no training fits now, else it would have come first
             remote = self.ray.remote(num_cpus=task.cpus, max_retries=0)(score_checkpoint)
@@ -103,13 +111,23 @@ class RayBackend:
         else:
             self._gang_for(task).give(task.key, job.folder)
 
+    def _gang(self, task: Task) -> "Gang":
+        """A new gang; its controller joins those of the last few, on the driver's node."""
+        if self._started % CONTROLLERS_TOGETHER == 0:
+            here = self.ray.get_runtime_context().get_node_id()
+            place = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+            options = {"num_cpus": 0, "max_concurrency": CONTROLLERS_TOGETHER, "scheduling_strategy": place}
+            self._controllers = self.ray.remote(**options)(Controllers).remote()
+        self._started += 1
+        return Gang(self.ray, task, self._scratch, self._report, self._controllers)
+
     def _gang_for(self, task: Task) -> "Gang":
         """An idle gang of the right shape; otherwise a new one, after idle gangs of other shapes have given their cores back."""
         for gang in self._gangs:
             if gang.idle and gang.shape == gang_shape(task):
                 return gang
         self._end_idle_gangs()
-        self._gangs.append(Gang(self.ray, task, self._scratch, self._report))
+        self._gangs.append(self._gang(task))
         return self._gangs[-1]
 
     def _end_idle_gangs(self) -> None:

@@ -29,6 +29,7 @@ class Gang:
     task: Task
     scratch: Path
     report: Callable[[Event], None]
+    controllers: Any  # actor of class `Controllers`
     key: str | None = None  # the run being trained
     folder: Path | None = None
     closed: bool = False
@@ -54,7 +55,7 @@ class Gang:
 
         workers, cpus, gpus = self.shape
         resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-        trainer = lean_trainer()(
+        trainer = lean_trainer(self.controllers)(
             work_through_runs,
             train_loop_config={"mailbox": self._mailbox},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -109,7 +110,7 @@ class Gang:
         self._killed_for = reason
         with contextlib.suppress(self.ray.exceptions.RayError):
             for member in self.ray.get(self._mailbox.members.remote(), timeout=GANG_END_SECONDS).values():
-                self.ray.kill(member)
+                self.ray.kill(self.ray.cloudpickle.loads(member))
 
     def _settle(self, event: Event) -> None:
         self.key = self.folder = None
@@ -131,12 +132,13 @@ class Gang:
         shutil.rmtree(self.scratch / self.name, ignore_errors=True)
 
 
-def lean_trainer() -> Any:
-    """`TorchTrainer` without two of the actors that it starts per gang: 6 CPU seconds each pair on a laptop.
+def lean_trainer(controllers: Any) -> Any:
+    """`TorchTrainer` without three of the processes that it starts per gang, each some CPU seconds on a laptop.
 
-    One hands out Ray datasets, of which a run has none. The other frees the gang's cores should the trainer die alone;
-    here trainer and driver end together, and Ray frees what a driver held.
+    One hands out Ray datasets, of which a run has none. One frees the gang's cores should the trainer die alone; here
+    trainer and driver end together, and Ray frees what a driver held. Its controller runs as a thread of `controllers`.
     """
+    import ray
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
@@ -150,7 +152,24 @@ def lean_trainer() -> Any:
             kept = [c for c in super()._create_default_callbacks() if type(c).__name__ not in unneeded]
             return [*kept, SigtermListeners()]
 
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            return ray.get(controllers.run.remote(parts))
+
     return LeanTrainer
+
+
+class Controllers:
+    """Actor in which the controllers of a driver's gangs run, a thread each, where Ray Train starts a process for every one."""
+
+    def run(self, parts: dict[str, Any]) -> Any:
+        """What the controller made of `parts` results in, after the gang's end."""
+        import asyncio
+
+        from ray.train.v2._internal.execution.controller import TrainController
+
+        controller = TrainController(**parts)
+        asyncio.run(controller.run())
+        return controller.get_result()
 
 
 class Mailbox:
@@ -161,7 +180,7 @@ class Mailbox:
 
         self._items: list[str | None] = []
         self._results: dict[int, dict[str, Any]] = {}
-        self._members: dict[int, Any] = {}
+        self._members: dict[int, bytes] = {}
         self._changed = asyncio.Condition()
 
     async def put(self, item: str | None) -> None:
@@ -174,11 +193,11 @@ class Mailbox:
             await self._changed.wait_for(lambda: len(self._items) > index)
             return self._items[index]
 
-    async def join(self, rank: int, member: Any) -> None:
+    async def join(self, rank: int, member: bytes) -> None:
         self._members[rank] = member
 
-    async def members(self) -> dict[int, Any]:
-        """Rank -> actor of every worker that has joined."""
+    async def members(self) -> dict[int, bytes]:
+        """Rank -> handle of every worker that has joined, pickled: reading one here would import Ray Train and torch."""
         return self._members
 
     async def done(self, index: int, outcome: dict[str, Any]) -> None:
@@ -201,7 +220,7 @@ def work_through_runs(config: dict[str, Any]) -> None:
 
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     mailbox = config["mailbox"]
-    ray.get(mailbox.join.remote(rank, ray.get_runtime_context().current_actor))
+    ray.get(mailbox.join.remote(rank, ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)))
     for index in itertools.count():
         folder = ray.get(mailbox.get.remote(index))
         if folder is None:

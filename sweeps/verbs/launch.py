@@ -12,13 +12,14 @@ import yaml
 from gopher.errors import SetupError
 from gopher.record import ASKED, PREEMPTED, RunFolder
 from sweeps import launched, lease
-from sweeps.backends import Backend, BackendLost
+from sweeps.backends import Backend, BackendLost, DataJob
 from sweeps.background import detach, start_again
 from sweeps.drive import (
     Mirror,
     Work,
     check_space,
     first_trainings,
+    jobs_of,
     ladder,
     make_folders,
     raise_if_all_alike,
@@ -140,7 +141,7 @@ def train(
 
 
 def start_ray(study: Study, work: Work, settings: Settings, screen: Screen) -> Backend:
-    """Ray, with the gangs of the first runs on their way while tracking opens and text is prepared."""
+    """Ray, with text and the gangs of the first runs on their way while tracking opens."""
     from sweeps.backends.ray import RayBackend
 
     scores = f", {len(work.scored)} to score" if work.scored else ""
@@ -148,7 +149,8 @@ def start_ray(study: Study, work: Work, settings: Settings, screen: Screen) -> B
         f"{study.name}: {len(work.runs)} of {len(study.runs)} runs to train{scores}; starting Ray ({settings.cluster.address})"
     )
     backend = RayBackend(settings.cluster, settings.root / "ray")
-    backend.warm(first_trainings(work, settings, backend.capacity))
+    texts = {key: job for key, job in jobs_of(work, settings).items() if isinstance(job, DataJob)}
+    backend.warm(first_trainings(work, settings, backend.capacity), texts)
     return backend
 
 
