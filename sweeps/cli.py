@@ -23,6 +23,7 @@ VERBS = {
     "report": "figures and one HTML page, also logged to MLflow",
     "forecast": "freeze a prediction before its run, score it afterwards: gopher forecast freeze|score|list",
     "suggest": "which run narrows the target's interval most per unit of cost",
+    "eval": "task scores of a sweep's checkpoints, or of checkpoint=DIR: gopher eval tasks=[a,b] tasks_path=DIR",
     "contamination": "which evaluation items share 13 words in a row with the training text",
     "chat": "talk to a trained checkpoint: gopher chat outputs/runs/KEY; answers lines from a pipe too",
     "compress": "lossless compression by each rung against gzip and LZMA, checked bit for bit",

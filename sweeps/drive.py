@@ -113,7 +113,7 @@ def jobs_of(work: Work, settings: Settings) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
     for r in work.scored:
         folder = settings.run_dir(r.spec.key)
-        jobs[f"eval-{r.spec.key}"] = EvalJob(folder=folder, tasks=settings.tasks, tasks_path=settings.tasks_path)
+        jobs[f"eval-{r.spec.key}"] = EvalJob(folder=folder, exam=settings.exam)
     for r in work.runs:
         jobs[f"data-{r.spec.data_key}"] = DataJob(
             data=r.spec.data, tokenizer=r.spec.tokenizer, output_root=settings.root

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
+from gopher.evals.exam import FEWSHOT_SEED, Exam
 from gopher.spec import build, require
 
 FOLLOWING = ("fit", "report", "suggest")  # verbs that need no words of their own
@@ -42,6 +43,22 @@ class CodeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    steps: Any = "last"  # checkpoints that `gopher eval` scores: last | all | a list of steps
+    shots: int | None = None
+    seeds: tuple[int, ...] = (FEWSHOT_SEED,)
+    limit: int | None = None
+    stride: int | None = None
+    floor: bool = True
+
+    def __post_init__(self) -> None:
+        steps = self.steps in ("last", "all") or (
+            isinstance(self.steps, list) and self.steps and all(type(s) is int and s >= 0 for s in self.steps)
+        )
+        require(bool(steps), f"evals.steps is {self.steps!r}; use last, all, or a list of steps such as [0,100]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class UiSettings:
     port: int = 5000
     open: bool = False
@@ -58,6 +75,7 @@ class Settings:
     detach: bool = False  # of launch: the driver goes on in the background, on a Ray cluster as a Ray job
     tasks: tuple[str, ...] = ()  # scored for every run once it is trained
     tasks_path: str | None = None
+    evals: EvalSettings = EvalSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
     launch: LaunchSettings = LaunchSettings()
@@ -81,6 +99,12 @@ class Settings:
         odd = [t for t in self.tasks if not t or "/" in t or t.startswith(".")]
         require(not odd, f"tasks names '{(odd or [''])[0]}'; give names of tasks, and their folder as tasks_path")
         require(self.watch in ("auto", True, False), f"watch is '{self.watch}'; use auto, true or false")
+
+    @property
+    def exam(self) -> Exam:
+        """What checkpoints are asked, by `gopher eval` and by a launch with tasks."""
+        how = {f.name: getattr(self.evals, f.name) for f in fields(EvalSettings) if f.name != "steps"}
+        return Exam(tasks=self.tasks, tasks_path=self.tasks_path, **how)
 
     @property
     def root(self) -> Path:

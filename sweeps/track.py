@@ -345,7 +345,14 @@ class Tracker:
             )
         return None
 
-    # ---- fits, reports, forecasts
+    # ---- scores, fits, reports, forecasts
+
+    def log_scores(self, folder: RunFolder, table: Mapping[str, Any]) -> None:
+        """A run's table of task scores as an artifact, once its metrics have been delivered."""
+        run_id = (self._note(folder) or self._begin(folder))["run_id"]
+        with self._telling("the scores are in the run's folder, the same command logs them"):
+            self._client.log_dict(run_id, dict(table), "eval/scores.json")
+            self._set_tags(run_id, {"eval.version": str(table["version"])})
 
     def log_folder(self, folder: Path, place: str) -> None:
         """A folder's files onto the sweep's parent run, under the artifact folder `place`."""

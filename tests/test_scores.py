@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from gopher.errors import UsageError
-from gopher.evals.scores import numbers, score_run
+from gopher.evals.exam import Exam
+from gopher.evals.metrics import task_scores
+from gopher.evals.scores import score_run
 from gopher.record import RunFolder
 
 TASK = """task: colours
@@ -54,17 +56,20 @@ def test_scores_land_once_and_equal_the_harness(run: RunFolder, tasks: Path) -> 
     from gopher.lm_eval_adapter import GopherLM
 
     assert run.unscored(["colours"]) == ["colours"]
-    score_run(run.path, ["colours"], str(tasks))
+    exam = Exam(tasks=("colours",), tasks_path=str(tasks))
+    score_run(run.path, exam)
     rung, loaded = open_rung(run.path), tasks_named(["colours"], str(tasks), print)
     own = lm_eval.simple_evaluate(GopherLM(rung=rung), tasks=list(loaded.found.values()), bootstrap_iters=100)
     want = own["results"]["colours"]
     series = run.metrics()
-    assert series["eval/colours.acc"] == {rung.step: pytest.approx(want["acc,none"])}
-    assert series["eval/colours.acc_stderr"] == {rung.step: pytest.approx(want["acc_stderr,none"])}
+    assert series["eval/colours.acc"][rung.step] == pytest.approx(want["acc,none"])
+    assert series["eval/colours.acc_stderr"][rung.step] == pytest.approx(want["acc_stderr,none"])
+    assert sorted(series["eval/colours.gold_bpb"]) == [0, rung.step]  # the untrained model beside it
+    assert series["eval/colours.gold_bpb"][0] > series["eval/colours.gold_bpb"][rung.step]  # type: ignore[operator]
     record = json.loads(run.scores_file("colours").read_text())
     assert record["items"] == {"colours": 6} and record["checkpoint_sha256"] == rung.sha256
     before, log = os.stat(run.scores_file("colours")).st_mtime_ns, (run.path / "metrics.jsonl").read_bytes()
-    score_run(run.path, ["colours"], str(tasks))
+    score_run(run.path, exam)
     assert os.stat(run.scores_file("colours")).st_mtime_ns == before
     assert (run.path / "metrics.jsonl").read_bytes() == log
 
@@ -72,7 +77,7 @@ def test_scores_land_once_and_equal_the_harness(run: RunFolder, tasks: Path) -> 
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_without_data_is_recorded_with_its_reason_and_the_others_go_on(run: RunFolder, tasks: Path) -> None:
     (tasks / "lost.yaml").write_text(TASK.replace("task: colours", "task: lost").format(data=tasks / "gone.jsonl"))
-    score_run(run.path, ["lost", "colours"], str(tasks))
+    score_run(run.path, Exam(tasks=("lost", "colours"), tasks_path=str(tasks)))
     assert run.unscored(["lost", "colours"]) == []
     record = json.loads(run.scores_file("lost").read_text())
     assert record["metrics"] == {} and "gone.jsonl" in record["skipped"]
@@ -82,8 +87,10 @@ def test_a_task_without_data_is_recorded_with_its_reason_and_the_others_go_on(ru
 def test_a_run_without_a_checkpoint_cannot_be_scored(run: RunFolder) -> None:
     shutil.rmtree(run.checkpoints)
     with pytest.raises(UsageError, match="no intact checkpoint"):
-        score_run(run.path, ["colours"], None)
+        score_run(run.path, Exam(tasks=("colours",)))
 
 
 def test_what_is_no_number_is_left_out() -> None:
-    assert numbers({"alias": "x", "acc,none": 0.5, "acc_stderr,none": "N/A", "f1,none": 1}) == {"acc": 0.5, "f1": 1.0}
+    values = {"alias": "x", "acc,none": 0.5, "acc_stderr,none": "N/A", "em,strict": 1, "em,loose": float("nan")}
+    found = [(s.metric, s.value, s.stderr) for s in task_scores("t", values, 3)]
+    assert found == [("acc", 0.5, None), ("em-strict", 1.0, None)]

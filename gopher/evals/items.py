@@ -5,7 +5,7 @@ Tasks are looked for in the user's folder, among our own, and only then among th
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Tasks:
 
     found: dict[str, Any]
     skipped: list[Skipped]
+    groups: dict[str, Any] = field(default_factory=dict)  # the harness's groups among the names
 
 
 def tasks_named(names: Sequence[str], folder: str | None, say: Say) -> Tasks:
@@ -48,16 +49,19 @@ def tasks_named(names: Sequence[str], folder: str | None, say: Say) -> Tasks:
         say("reading the harness's list of tasks")
         manager = TaskManager(include_path=folders)
     found: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     skipped = []
     for name in names:
         try:
-            found |= manager.load([name])["tasks"]
+            loaded = manager.load([name])
+            found |= loaded["tasks"]
+            groups |= loaded["groups"]
         except Exception as error:  # data of any task may fail in its own way, and the others go on
             skipped.append(Skipped(task=name, reason=" ".join(str(error).split()) or type(error).__name__))
     if not found:
         reasons = "; ".join(f"{s.task}: {s.reason}" for s in skipped) or "no task is named"
         raise UsageError(f"no evaluation task can be read ({reasons}); name tasks whose data is here")
-    return Tasks(found=found, skipped=skipped)
+    return Tasks(found=found, skipped=skipped, groups=groups)
 
 
 def items_of(tasks: Tasks) -> list[Item]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gopher.errors import SetupError
+from gopher.evals.exam import Exam
 from gopher.spec import DataSpec, TokenizerSpec
 from sweeps.schedule import Capacity, Event, Task
 
@@ -36,8 +37,7 @@ class EvalJob:
     """Score the last checkpoint of one run on benchmark tasks."""
 
     folder: Path
-    tasks: tuple[str, ...]
-    tasks_path: str | None = None
+    exam: Exam
 
 
 Job = DataJob | TrainJob | EvalJob

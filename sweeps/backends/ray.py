@@ -218,7 +218,7 @@ def score_checkpoint(job: EvalJob) -> None:
     from gopher.worker_log import worker_log
 
     with worker_log(job.folder, "eval"):
-        score_run(job.folder, job.tasks, job.tasks_path)
+        score_run(job.folder, job.exam)
 
 
 def answers(address: str) -> bool:

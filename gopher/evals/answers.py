@@ -1,0 +1,132 @@
+"""What a checkpoint answers to requests: text encoded once per tokenizer, shared beginnings evaluated once."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gopher.completion import complete
+from gopher.evals.bundle import GENERATE, LIKELIHOOD, ROLLING, Request
+from gopher.inference import Rung
+from gopher.sampling import Sampling
+from gopher.score import Score, score, score_documents
+from gopher.tokenizer import Tokenizer
+
+Ids = npt.NDArray[np.int64]
+LINES = re.compile(r"(?<=\n)(?=[^\n])")  # behind a whole run of line ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What of an answer depends on how it was asked for."""
+
+    stride: int | None = (
+        None  # tokens that windows over long documents move by; None: a whole context, as the harness does
+    )
+    seed: int = 0  # of sampled generations
+    batch_tokens: int = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    log_prob: float | None  # nats, summed; None for generated text
+    is_greedy: bool | None = None
+    n_tokens: int | None = None
+    cut_tokens: int = 0  # of the context, dropped on the left to fit the model's
+    text: str | None = None  # generated
+
+
+class Encoder:
+    """Text to tokens, remembering lines: the examples of a few-shot prompt are encoded once, not once per document.
+
+    Exact, because no piece of our tokenizers reaches over a line end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._lines: dict[str, Ids] = {}
+
+    def encode(self, text: str) -> Ids:
+        lines = LINES.split(text)
+        new = [line for line in dict.fromkeys(lines) if line not in self._lines]
+        if new:
+            found = self.tokenizer.encode(new)
+            self._lines |= {line: ids.astype(np.int64) for line, ids in zip(new, found, strict=True)}
+        return np.concatenate([self._lines[line] for line in lines])
+
+    def pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
+        """(context, continuation) as lm-evaluation-harness cuts them: blanks at the end of the context go to the continuation."""
+        if not context:
+            eos, ids = self.tokenizer.eos, self.encode(continuation)
+            return (ids[:1], ids[1:]) if ids[0] == eos else (np.array([eos]), ids)
+        stem = context.rstrip()
+        whole, begin = self.encode(context + continuation), self.encode(stem)
+        return begin, whole[len(begin) :]
+
+
+def answer(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+    """The answer to each request, in order."""
+    kinds: defaultdict[str, list[int]] = defaultdict(list)
+    for i, request in enumerate(requests):
+        kinds[request.kind].append(i)
+    out: list[Answer | None] = [None] * len(requests)
+    for kind, members in kinds.items():
+        found = ANSWERS[kind](rung, [requests[i] for i in members], scoring, encoder)
+        for i, one in zip(members, found, strict=True):
+            out[i] = one
+    return [one for one in out if one is not None]
+
+
+def likelihoods(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+    pairs = [encoder.pair(r.context, r.continuation) for r in requests]
+    return [of_score(s) for s in score(rung.reader, pairs, batch_tokens=scoring.batch_tokens)]
+
+
+def rolling(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+    documents = [ids.astype(np.int64) for ids in rung.tokenizer.encode([r.context for r in requests])]
+    found = score_documents(
+        rung.reader,
+        documents,
+        first_token=rung.tokenizer.eos,
+        stride=scoring.stride or rung.context,
+        batch_tokens=scoring.batch_tokens,
+    )
+    return [of_score(s) for s in found]
+
+
+def generations(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+    groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for i, request in enumerate(requests):
+        groups[how(json.loads(request.options), rung.context // 2)].append(i)
+    out = [Answer(log_prob=None)] * len(requests)
+    for (until, count, temperature, top_p), members in groups.items():
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=scoring.seed)
+        prompts = [requests[i].context for i in members]
+        made = complete(rung, prompts, max_new_tokens=count, until=until, sampling=sampling)
+        for i, one in zip(members, made, strict=True):
+            out[i] = Answer(log_prob=None, text=one.text, cut_tokens=one.cut_tokens)
+    return out
+
+
+ANSWERS = {LIKELIHOOD: likelihoods, ROLLING: rolling, GENERATE: generations}
+
+
+def of_score(found: Score) -> Answer:
+    return Answer(
+        log_prob=found.log_prob, is_greedy=found.is_greedy, n_tokens=found.n_tokens, cut_tokens=found.cut_tokens
+    )
+
+
+def how(options: dict[str, Any], most_tokens: int) -> tuple[tuple[str, ...], int, float, float]:
+    """(stop strings, new tokens, temperature, top_p) of the harness's generation options."""
+    until = options.get("until") or []
+    stops: Sequence[str] = [until] if isinstance(until, str) else until
+    count = min(int(options.get("max_gen_toks", 256)), most_tokens)
+    sampled = bool(options.get("do_sample", False))
+    temperature = float(options.get("temperature", 1.0)) if sampled else 0.0
+    return tuple(stop for stop in stops if stop), max(1, count), temperature, float(options.get("top_p", 1.0))

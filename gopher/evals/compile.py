@@ -1,0 +1,153 @@
+"""Tasks of lm-evaluation-harness rendered into request bundles, once for all checkpoints.
+
+Rendering is what the harness does again for every checkpoint (52 five-shot documents a second); here it is done when
+the task's configuration, its documents, the shots or the seed have changed, and the key of the bundle says so.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import GopherError
+from gopher.evals.bundle import GENERATE, LIKELIHOOD, ROLLING, Bundle, Request, read_bundle, write_bundle
+from gopher.evals.exam import FEWSHOT_SEED
+from gopher.evals.items import Say, Skipped, tasks_named
+from gopher.identity import content_hash
+
+PROMPT_VERSION = 1  # raise it when the same task begins to be rendered otherwise
+
+KINDS = (LIKELIHOOD, ROLLING, GENERATE)
+SHARED_TEXTS = ("article", "passage", "story")  # fields of documents that several questions are asked about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """How documents become prompts."""
+
+    shots: int | None = None  # None: as the task says
+    seed: int = FEWSHOT_SEED  # of the choice of examples
+    limit: int | None = None  # documents per task
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compiled:
+    """Bundles by task name, the loaded tasks and groups that their metrics need, and what could not be read."""
+
+    bundles: dict[str, Bundle]
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+    skipped: list[Skipped]
+    rendered: int  # bundles that had to be made
+
+
+def compile_tasks(
+    names: Sequence[str], tasks_path: str | None, folder: Path, prompting: Prompting, say: Say = lambda message: None
+) -> Compiled:
+    """The bundles of the named tasks and groups, from `folder` where it has them. Raises `UsageError` when none can be read."""
+    loaded = tasks_named(names, tasks_path, say)
+    bundles, skipped, rendered = {}, list(loaded.skipped), 0
+    for name, task in loaded.found.items():
+        set_prompting(task, prompting)
+        try:
+            made_of = origin(task, prompting)
+            key = content_hash(made_of)[:16]
+            bundle = read_bundle(folder, name, key)
+            if bundle is None:
+                say(f"rendering {name}")
+                bundle = Bundle(task=name, key=key, made_of=made_of, requests=render(task, prompting))
+                write_bundle(folder, bundle)
+                rendered += 1
+        except OSError:
+            raise  # no place to write: not the task's fault
+        except Exception as error:  # a task's templates and code may fail in any way, and the others go on
+            skipped.append(Skipped(task=name, reason=one_line(error)))
+            continue
+        bundles[name] = bundle
+    tasks = {name: loaded.found[name] for name in bundles}
+    return Compiled(bundles=bundles, tasks=tasks, groups=loaded.groups, skipped=skipped, rendered=rendered)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def set_prompting(task: Any, prompting: Prompting) -> None:
+    """Shots and seed by the harness's own rules: a task that fixes 0 shots keeps them."""
+    fixed = task.get_config("num_fewshot")
+    if prompting.shots is not None and fixed != 0:
+        task.set_config(key="num_fewshot", value=prompting.shots)
+    elif fixed is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=prompting.seed)
+
+
+def origin(task: Any, prompting: Prompting) -> dict[str, Any]:
+    """What the task's requests are made of: equal for equal requests, on any machine."""
+    import lm_eval
+
+    config = {k: v for k, v in task.dump_config().items() if k not in ("dataset_kwargs", "metadata")}
+    examples = task.fewshot_docs() if task.get_config("num_fewshot") else []
+    return {
+        "task": task.config.task,
+        "config": sha256_of(config),
+        "documents": documents_hash(task, prompting.limit),
+        "examples": sha256_of([dict(doc) for doc in examples or []]),
+        "shots": task.get_config("num_fewshot"),
+        "seed": prompting.seed,
+        "limit": prompting.limit,
+        "prompt_version": PROMPT_VERSION,
+        "harness": lm_eval.__version__,
+    }
+
+
+def documents_hash(task: Any, limit: int | None) -> str:
+    return sha256_of([dict(doc) for _, doc in task.doc_iterator(limit=limit)])
+
+
+def sha256_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def render(task: Any, prompting: Prompting) -> tuple[Request, ...]:
+    """Every request of the task, in the order of its documents."""
+    task.build_all_requests(limit=prompting.limit)
+    out = []
+    golds = {doc_id: gold_of(task, doc) for doc_id, doc in task.doc_iterator(limit=prompting.limit)}
+    for instance in task.instances:
+        if instance.request_type not in KINDS or len(instance.args) > 2:
+            raise GopherError(f"{task.config.task} asks for {instance.request_type}, which is not text in, text out")
+        first, second = (*instance.args, "")[:2]
+        generates = instance.request_type == GENERATE
+        out += [
+            Request(
+                doc_id=instance.doc_id,
+                idx=instance.idx,
+                kind=instance.request_type,
+                context=str(first),
+                continuation="" if generates else str(second),
+                options=json.dumps(second, sort_keys=True) if generates else "",
+                gold=golds[instance.doc_id],
+                cluster=cluster_of(task, instance.doc),
+            )
+        ] * (instance.repeats or 1)
+    return tuple(out)
+
+
+def gold_of(task: Any, doc: Any) -> int | None:
+    """The idx of the right option of a multiple choice; None where the task names none, or several."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    choices = task.doc_to_choice(doc)
+    gold = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
+    return gold if isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(choices) else None
+
+
+def cluster_of(task: Any, doc: Any) -> str:
+    """A short name of the text that the document shares with others: the field that the task's metadata names, or a usual one."""
+    named = (task.config.metadata or {}).get("cluster") if isinstance(task.config.metadata, dict) else None
+    field = named or next((f for f in SHARED_TEXTS if isinstance(doc, dict) and f in doc), None)
+    return sha256_of(doc[field])[:12] if field and field in doc else ""

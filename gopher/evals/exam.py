@@ -1,0 +1,30 @@
+"""What a checkpoint is asked: tasks by name and how they are put. Standard library only, so that drivers need no torch."""
+
+from dataclasses import dataclass
+
+from gopher.errors import UsageError
+
+FEWSHOT_SEED = 1234  # the harness's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    tasks: tuple[str, ...]  # of the harness, of our own, or of YAML files in `tasks_path`; groups too
+    tasks_path: str | None = None
+    shots: int | None = None  # None: as each task says; a task that fixes 0 keeps it
+    seeds: tuple[int, ...] = (FEWSHOT_SEED,)  # of the choice of few-shot examples; several give their spread
+    limit: int | None = None  # documents per task
+    stride: int | None = (
+        None  # tokens that windows over long documents move by; None: a whole context, as the harness does
+    )
+    floor: bool = True  # the untrained model of the same size beside it, as step 0
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"evals.{name} is {value}; give a positive number, or null")
+        if self.shots is not None and self.shots < 0:
+            raise UsageError(f"evals.shots is {self.shots}; give 0 or more, or null for what each task says")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UsageError(f"evals.seeds is {list(self.seeds)}; give at least one seed and none twice")

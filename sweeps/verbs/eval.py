@@ -1,0 +1,156 @@
+"""`gopher eval`: task scores of a sweep's checkpoints, or of one, from answers that are kept and never computed twice."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gopher.errors import UsageError
+from gopher.identity import content_hash
+from gopher.record import RunFolder
+from sweeps.backends.ray_evals import Shard, score_on_ray
+from sweeps.screen import console, table
+from sweeps.settings import Settings, settings_of
+from sweeps.study import ComposeFn
+from sweeps.track import Tracker
+from sweeps.verbs.compress import sweep_folders
+
+PATIENCE_SECONDS = 60.0
+IN_PROCESS_SHARDS = 8  # fewer are scored before Ray has started
+
+
+def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
+    from gopher.evals.checkpoints import checkpoints_of
+    from gopher.evals.metrics import over_seeds
+    from gopher.evals.scores import compile_exam, log_scores, scored_seeds, store_of
+
+    tree = compose(overrides).tree
+    settings = settings_of(tree)
+    say = console(stderr=True).print
+    if not settings.tasks:
+        raise UsageError("gopher eval needs tasks; write tasks=[a,b], with tasks_path=DIR for YAML files of your own")
+    one = tree["checkpoint"]
+    folders, left_out = ([Path(one)], []) if one else sweep_folders(compose, overrides, settings)
+    exam = settings.exam
+    checkpoints = [c for f in folders for c in checkpoints_of(f, settings.evals.steps, exam.floor)]
+    root = checkpoints[0].run_folder.parents[1] if one else settings.root
+    compiled = compile_exam(exam, root, say)
+    store = store_of(exam, root)
+    count = answer(settings, checkpoints, compiled, store, root / "evals" / "bundles")
+    lines: list[dict[str, Any]] = []
+    scored = {}
+    for checkpoint in checkpoints:
+        seeds = scored_seeds(compiled, store, checkpoint.sha256)
+        scored[checkpoint] = seeds[0]
+        found = over_seeds([s.scores for s in seeds])
+        log_scores(RunFolder(checkpoint.run_folder), checkpoint.step, found)
+        lines += [line_of(checkpoint, s) for s in found]
+    skipped = [{"task": s.task, "reason": s.reason} for s in compiled[0].skipped]
+    told: dict[str, Any] = {"results": lines, "skipped": skipped, "paired": comparisons(checkpoints, scored, compiled[0])}
+    told |= {"left_out": left_out, "requests_scored": count}
+    into_mlflow(settings, checkpoints, lines, compiled, say, required=not one)
+    if settings.format == "json":
+        print(json.dumps(told, indent=2))
+    else:
+        show(told)
+    return 0
+
+
+def answer(settings: Settings, checkpoints: Sequence[Any], compiled: Sequence[Any], store: Any, bundles: Path) -> int:
+    """Requests that had to be scored; few in this process, many on Ray."""
+    from gopher.evals.scores import answer_all
+
+    distinct = list({c.sha256: c for c in checkpoints}.values())
+    shards = [
+        Shard(checkpoint=c, task=bundle.task, bundle=bundle.key, number=i)
+        for one in compiled
+        for bundle in one.bundles.values()
+        for c in distinct
+        for i in store.missing(c.sha256, bundle)
+    ]
+    count = 0
+    if len(shards) > IN_PROCESS_SHARDS or settings.cluster.address != "local":
+        count = on_ray(settings, shards, bundles, store)
+    return count + sum(answer_all(c, compiled, store) for c in distinct)  # also what was damaged
+
+
+def on_ray(settings: Settings, shards: Sequence[Shard], bundles: Path, store: Any) -> int:
+    from sweeps.backends.ray import RayBackend
+
+    say = console(stderr=True).print
+    backend = RayBackend(settings.cluster, settings.root / "ray")
+    try:
+        room = backend.capacity
+        say(f"scoring {len(shards)} shards on {room.gpus or room.cpus} actors")
+        return score_on_ray(
+            backend.ray,
+            shards,
+            bundles,
+            store,
+            room.gpus or room.cpus,
+            room.gpus,
+            lambda left: say(f"{left} shards left") if left % 10 == 0 else None,
+        )
+    finally:
+        backend.close()
+
+
+def line_of(checkpoint: Any, score: Any) -> dict[str, Any]:
+    who = {"run": checkpoint.spec.key, "rung": checkpoint.spec.rung, "seed": checkpoint.spec.seed}
+    return {**who, "step": checkpoint.step, **vars(score)}
+
+
+def comparisons(checkpoints: Sequence[Any], scored: dict[Any, Any], compiled: Any) -> list[dict[str, Any]]:
+    """Each run's last checkpoint against that of the run before it in the sweep: differences on the same items."""
+    from gopher.evals.metrics import paired
+
+    last = list({c.run_folder: c for c in checkpoints}.values())
+    out = []
+    for before, after in zip(last, last[1:], strict=False):
+        pair = {"run": after.spec.key, "step": after.step, "than_run": before.spec.key, "than_step": before.step}
+        for d in paired(scored[before], scored[after], compiled):
+            out.append(
+                {**pair, "task": d.task, "metric": d.metric, "difference": d.value, "stderr": d.stderr, "n": d.n}
+            )
+    return out
+
+
+def into_mlflow(
+    settings: Settings,
+    checkpoints: Sequence[Any],
+    lines: Sequence[dict[str, Any]],
+    compiled: Sequence[Any],
+    say: Any,
+    *,
+    required: bool,
+) -> None:
+    """Scores onto the training runs at their checkpoints' steps, with a table each; a lone checkpoint may be from anywhere."""
+    rungs = list(dict.fromkeys(c.spec.rung for c in checkpoints))
+    folders = {c.spec.key: RunFolder(c.run_folder) for c in checkpoints}
+    if not required:
+        return
+    version = content_hash([b.key for one in compiled for b in one.bundles.values()])[:12]
+    tracker = Tracker(settings.tracking_uri, settings.name, settings.root / "mlartifacts", rungs)
+    tracker.open_sweep("")
+    if undelivered := tracker.flush(list(folders.values()), PATIENCE_SECONDS):
+        say(undelivered, markup=False)
+        return
+    for key, folder in folders.items():
+        own = [line for line in lines if line["run"] == key]
+        tracker.log_scores(folder, {"version": version, "results": own})
+
+
+def show(told: dict[str, Any]) -> None:
+    rows = [
+        [r["rung"], str(r["seed"]), str(r["step"]), r["task"], r["metric"], number(r["value"]), number(r["stderr"]), str(r["n"])]
+        for r in told["results"]
+    ]  # fmt: skip
+    console().print(table("task scores", ["rung", "seed", "step", "task", "metric", "value", "±", "items"], rows))
+    for one in told["skipped"]:
+        console(stderr=True).print(f"skipped: {one['task']} ({one['reason']})", markup=False)
+    for one in told["left_out"]:
+        console(stderr=True).print(f"left out: {one['run']} ({one['reason']})", markup=False)
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
