@@ -8,7 +8,6 @@ does not hold the model, so a second checkpoint gets the first one's answers.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +19,11 @@ from lm_eval.api.registry import register_model
 from gopher.completion import complete
 from gopher.dialogue import USER, Dialogue
 from gopher.errors import UsageError
+from gopher.evals.answers import how
 from gopher.evals.reasoning import Mode, answers, thought_through
 from gopher.inference import Rung, open_rung
 from gopher.sampling import Sampling
-from gopher.score import score, score_documents
+from gopher.score import score_documents, score_long
 
 
 @register_model("gopher")
@@ -91,7 +91,7 @@ class GopherLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Any, **_kwargs: Any) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
-        found = score(self.rung.reader, pairs, batch_tokens=self.batch_tokens)
+        found = score_long(self.rung.reader, pairs, batch_tokens=self.batch_tokens)
         return [(s.log_prob, s.is_greedy) for s in found]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -130,16 +130,6 @@ class GopherLM(TemplateLM):
             until = (*until, f"\n{USER}:")
         made = complete(self.rung, prompts, max_new_tokens=count, until=until, sampling=sampling)
         return [completion.text for completion in made]
-
-
-def how(options: dict[str, Any], most_tokens: int) -> tuple[tuple[str, ...], int, float, float]:
-    """(stop strings, new tokens, temperature, top_p) of the harness's generation options."""
-    until = options.get("until") or []
-    stops: Sequence[str] = [until] if isinstance(until, str) else until
-    count = min(int(options.get("max_gen_toks", 256)), most_tokens)
-    sampled = bool(options.get("do_sample", False))
-    temperature = float(options.get("temperature", 1.0)) if sampled else 0.0
-    return tuple(stop for stop in stops if stop), max(1, count), temperature, float(options.get("top_p", 1.0))
 
 
 if __name__ == "__main__":

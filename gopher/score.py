@@ -6,7 +6,7 @@ float rounding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -224,15 +224,42 @@ def score_documents(
         for begin, scored, end in windows(len(document), window, stride):
             requests.append((whole[begin : scored + 1], whole[scored + 1 : end + 1]))
             owner.append(i)
-    totals = [Score(log_prob=0.0, is_greedy=True, n_tokens=0) for _ in documents]
-    for i, part in zip(owner, score(reader, requests, window=window, batch_tokens=batch_tokens), strict=True):
-        total = totals[i]
-        totals[i] = Score(
-            log_prob=total.log_prob + part.log_prob,
-            is_greedy=total.is_greedy and part.is_greedy,
-            n_tokens=total.n_tokens + part.n_tokens,
+    parts = score(reader, requests, window=window, batch_tokens=batch_tokens)
+    return [replace(total, cut_tokens=0) for total in added(len(documents), owner, parts)]
+
+
+def score_long(
+    reader: Reader, requests: Sequence[Request], *, window: int | None = None, batch_tokens: int = 4096
+) -> list[Score]:
+    """`score` for continuations of any length: one longer than the window is read in windows that follow each other."""
+    window = window or reader.model.spec.context
+    pieces: list[Request] = []
+    owner = []
+    for i, (context, continuation) in enumerate(requests):
+        for begin in range(0, max(1, len(continuation)), window):
+            before = np.concatenate([context, continuation[:begin]]) if begin else context
+            pieces.append((before, continuation[begin : begin + window]))
+            owner.append(i)
+    return added(len(requests), owner, score(reader, pieces, window=window, batch_tokens=batch_tokens))
+
+
+def added(count: int, owner: Sequence[int], parts: Sequence[Score]) -> list[Score]:
+    """The parts of each of `count` texts as one score; the first part says what was cut of the context."""
+    totals: dict[int, Score] = {}
+    for i, part in zip(owner, parts, strict=True):
+        total = totals.get(i)
+        totals[i] = (
+            part
+            if total is None
+            else Score(
+                log_prob=total.log_prob + part.log_prob,
+                is_greedy=total.is_greedy and part.is_greedy,
+                n_tokens=total.n_tokens + part.n_tokens,
+                cut_tokens=total.cut_tokens,
+            )
         )
-    return totals
+    empty = Score(log_prob=0.0, is_greedy=True, n_tokens=0)
+    return [totals.get(i, empty) for i in range(count)]
 
 
 def windows(n_tokens: int, window: int, stride: int) -> list[tuple[int, int, int]]:

@@ -114,7 +114,7 @@ def plain(run_folder: Path, context: str, continuation: str) -> float:
 
 
 def test_generation_options_are_understood() -> None:
-    from gopher.lm_eval_adapter import how
+    from gopher.evals.answers import how
 
     assert how({"until": "\n", "max_gen_toks": 500}, 64) == (("\n",), 64, 0.0, 1.0)
     assert how({"until": ["a", ""], "do_sample": True, "temperature": 0.7, "top_p": 0.9}, 300) == (

@@ -17,7 +17,7 @@ from gopher import score as module
 from gopher.cache import Reader
 from gopher.errors import UsageError
 from gopher.prefixes import order, pack, tree
-from gopher.score import Request, Score, score, score_documents, windows
+from gopher.score import Request, Score, score, score_documents, score_long, windows
 
 torch.set_num_threads(1)
 READER = Reader(model_of(torch.float64))
@@ -156,3 +156,15 @@ def test_wrong_requests_are_refused() -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="stride is 0 with a window of 64"):
         score_documents(READER, [[1]], first_token=0, stride=0)
+
+
+def test_a_continuation_longer_than_the_window_is_read_in_windows() -> None:
+    model = model_of()
+    reader = Reader(model)
+    draw = np.random.default_rng(3)
+    context, continuation = draw.integers(0, 40, 9), draw.integers(0, 40, 50)
+    (found,) = score_long(reader, [(context, continuation)], window=20)
+    pieces = [(np.concatenate([context, continuation[:i]]), continuation[i : i + 20]) for i in (0, 20, 40)]
+    parts = score(reader, pieces, window=20)
+    assert found.log_prob == pytest.approx(sum(p.log_prob for p in parts)) and found.n_tokens == 50
+    assert score_long(reader, [(context, continuation[:5])]) == score(reader, [(context, continuation[:5])])

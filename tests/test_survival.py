@@ -17,6 +17,7 @@ import pytest
 from studies import TINY, write_text
 
 from gopher.record import RunFolder
+from sweeps.backends.ray import answers
 from sweeps.serve import server_command, server_environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -163,7 +164,7 @@ def test_mlflow_away_for_the_whole_run(text: Path, tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server did not start", 120)
+        until(lambda: answers(f"127.0.0.1:{port}"), "the server did not start", 120)
         for _ in range(2):  # the second finds nothing to do and doubles nothing
             driver = begin(text, tmp_path, *words)
             output, _ = driver.communicate(timeout=300)

@@ -14,7 +14,7 @@ from gopher.completion import complete
 from gopher.evals.bundle import GENERATE, LIKELIHOOD, ROLLING, Request
 from gopher.inference import Rung
 from gopher.sampling import Sampling
-from gopher.score import Score, score, score_documents
+from gopher.score import Score, score_documents, score_long
 from gopher.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int64]
@@ -84,7 +84,7 @@ def answer(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: E
 
 def likelihoods(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
     pairs = [encoder.pair(r.context, r.continuation) for r in requests]
-    return [of_score(s) for s in score(rung.reader, pairs, batch_tokens=scoring.batch_tokens)]
+    return [of_score(s) for s in score_long(rung.reader, pairs, batch_tokens=scoring.batch_tokens)]
 
 
 def rolling(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
