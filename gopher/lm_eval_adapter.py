@@ -36,7 +36,7 @@ class GopherLM(TemplateLM):
         step: int | None = None,
         device: str | None = None,
         seed: int = 0,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         rung: Rung | None = None,
@@ -52,7 +52,7 @@ class GopherLM(TemplateLM):
         super().__init__()
         usable = device if device and torch.cuda.is_available() else "cpu"  # the harness says cuda wherever it runs
         self.rung = rung or open_rung(str(checkpoint), step=step, device=usable)
-        self.seed, self.batch_tokens = int(seed), int(batch_tokens)
+        self.seed, self.batch_tokens = int(seed), int(batch_tokens) if batch_tokens else None
         if think and dialogue:
             raise UsageError("think and dialogue are both set; choose one prompt mode")
         self.mode = Mode(think=bool(think), chains=int(chains), seed=self.seed, thought_tokens=self.max_length // 4)

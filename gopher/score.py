@@ -18,6 +18,8 @@ from gopher.prefixes import Row, Segment, Tokens, batches, order, pack, tree
 from gopher.step import HIDDEN
 
 PACKED_TOKENS = 512  # a tree up to this size is one row: attention between its branches is computed for nothing
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
+SHARED_TIMES = 1.5  # sequences become a tree when that saves a third of their tokens
 READ_ROWS = 256  # positions whose logits (V each) exist at once
 
 Ids = Sequence[int] | Tokens
@@ -46,10 +48,14 @@ class Text:
 
 
 def score(
-    reader: Reader, requests: Sequence[Request], *, window: int | None = None, batch_tokens: int = 4096
+    reader: Reader, requests: Sequence[Request], *, window: int | None = None, batch_tokens: int | None = None
 ) -> list[Score]:
-    """The score of each request, in order; `window` (default: the trained context) is the most input tokens of one."""
+    """The score of each request, in order; `window` (default: the trained context) is the most input tokens of one.
+
+    `batch_tokens` are evaluated at once; the default fits the device: scores of more would leave a core's cache.
+    """
     window = window or reader.model.spec.context
+    batch_tokens = batch_tokens or BATCH_TOKENS[reader.device.type]
     texts = [text_of(i, request, window) for i, request in enumerate(requests)]
     for text in texts:
         check_tokens(torch.from_numpy(text.inputs), reader.model)
@@ -70,11 +76,21 @@ def score_level(
     reader: Reader, tally: "Tally", segments: list[Segment], prefix: Cache | None, batch_tokens: int
 ) -> list[Segment]:
     """Read the trees behind `prefix` that fit in rows; the others, whose first segment is to be cached."""
+    segments = [part for s in segments for part in worth_sharing(s, tally.sequences)]
     fits = [s.is_chain or s.size <= PACKED_TOKENS for s in segments]
     for batch in batches([s for s, fit in zip(segments, fits, strict=True) if fit], batch_tokens):
         rows = [pack(segment) for segment in batch]
         tally.read(reader, rows, read_rows(reader, rows, prefix))
     return [s for s, fit in zip(segments, fits, strict=True) if not fit]
+
+
+def worth_sharing(segment: Segment, sequences: Sequence[Tokens]) -> list[Segment]:
+    """The tree, or its sequences one by one where they share so little that masking branches from each other costs more."""
+    whole = sum(len(sequences[i]) - segment.depth for i in segment.sequences)
+    if segment.is_chain or whole > SHARED_TIMES * segment.size:
+        return [segment]
+    alone = [(sequences[i][segment.depth :], range(i, i + 1)) for i in segment.sequences]
+    return [Segment(tokens=t, depth=segment.depth, sequences=own, size=len(t)) for t, own in alone]
 
 
 def text_of(index: int, request: Request, window: int) -> Text:
@@ -209,7 +225,7 @@ def score_documents(
     first_token: int,
     stride: int,
     window: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
 ) -> list[Score]:
     """The score of each whole document, however long, behind `first_token` (the end of the document before).
 
@@ -229,7 +245,7 @@ def score_documents(
 
 
 def score_long(
-    reader: Reader, requests: Sequence[Request], *, window: int | None = None, batch_tokens: int = 4096
+    reader: Reader, requests: Sequence[Request], *, window: int | None = None, batch_tokens: int | None = None
 ) -> list[Score]:
     """`score` for continuations of any length: one longer than the window is read in windows that follow each other."""
     window = window or reader.model.spec.context

@@ -29,7 +29,6 @@ class Scoring:
         None  # tokens that windows over long documents move by; None: a whole context, as the harness does
     )
     seed: int = 0  # of sampled generations
-    batch_tokens: int = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ def answer(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: E
 
 def likelihoods(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
     pairs = [encoder.pair(r.context, r.continuation) for r in requests]
-    return [of_score(s) for s in score_long(rung.reader, pairs, batch_tokens=scoring.batch_tokens)]
+    return [of_score(s) for s in score_long(rung.reader, pairs)]
 
 
 def rolling(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
@@ -94,7 +93,6 @@ def rolling(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: 
         documents,
         first_token=rung.tokenizer.eos,
         stride=scoring.stride or rung.context,
-        batch_tokens=scoring.batch_tokens,
     )
     return [of_score(s) for s in found]
 

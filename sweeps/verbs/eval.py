@@ -46,7 +46,11 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         log_scores(RunFolder(checkpoint.run_folder), checkpoint.step, found)
         lines += [line_of(checkpoint, s) for s in found]
     skipped = [{"task": s.task, "reason": s.reason} for s in compiled[0].skipped]
-    told: dict[str, Any] = {"results": lines, "skipped": skipped, "paired": comparisons(checkpoints, scored, compiled[0])}
+    told: dict[str, Any] = {
+        "results": lines,
+        "skipped": skipped,
+        "paired": comparisons(checkpoints, scored, compiled[0]),
+    }
     told |= {"left_out": left_out, "requests_scored": count}
     into_mlflow(settings, checkpoints, lines, compiled, say, required=not one)
     if settings.format == "json":
