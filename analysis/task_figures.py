@@ -1,5 +1,6 @@
 """Evaluation in pictures: each task against size with chance and the untrained model, and the gain of the largest rung."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -193,7 +194,7 @@ def gain_limits(found: Sequence[Gain]) -> tuple[float, float]:
 def bars(found: Sequence[Gain], title: str) -> Any:
     """One bar a task, grouped by category."""
     looks = marks(list(dict.fromkeys(g.category for g in found)))
-    heads = len(looks)
+    heads, several = len(looks), Counter(g.task for g in found)
     with sheet(title, height=75 + 21 * (len(found) + heads)) as (page, ax):
         low, high = gain_limits(found)
         value_axis(ax.xaxis, low, high + 0.14 * (high - low), "relative gain, %", most=6)
@@ -208,7 +209,7 @@ def bars(found: Sequence[Gain], title: str) -> Any:
             if g.stderr:
                 ax.plot([g.percent - g.stderr, g.percent + g.stderr], [y, y], color=INK, lw=1.3, zorder=3)
             ticks.append(y)
-            names.append(g.task)
+            names.append(f"{g.task} ({g.metric})" if several[g.task] > 1 else g.task)
             y += 1
         ax.axvline(0, color=LAW, lw=1)
         ax.set(ylim=(y - 0.4, -0.7))

@@ -45,7 +45,7 @@ QUESTION = {
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (EVALS / path).read_text("utf-8").splitlines()[: DOCUMENTS + 2]]
+    return [json.loads(line) for line in (EVALS / path).read_text("utf-8").split("\n")[: DOCUMENTS + 2] if line]
 
 
 def real_tasks() -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]]:

@@ -14,7 +14,7 @@ from typing import Any
 from gopher.errors import GopherError
 from gopher.evals.bundle import GENERATE, LIKELIHOOD, ROLLING, Bundle, Request, read_bundle, write_bundle
 from gopher.evals.exam import FEWSHOT_SEED
-from gopher.evals.items import Say, Skipped, tasks_named
+from gopher.evals.items import Say, Skipped, quiet, tasks_named
 from gopher.identity import content_hash
 
 PROMPT_VERSION = 1  # raise it when the same task begins to be rendered otherwise
@@ -113,7 +113,8 @@ def sha256_of(value: Any) -> str:
 
 def render(task: Any, prompting: Prompting) -> tuple[Request, ...]:
     """Every request of the task, in the order of its documents."""
-    task.build_all_requests(limit=prompting.limit)
+    with quiet():
+        task.build_all_requests(limit=prompting.limit)
     out = []
     golds = {doc_id: gold_of(task, doc) for doc_id, doc in task.doc_iterator(limit=prompting.limit)}
     for instance in task.instances:

@@ -3,8 +3,11 @@
 Tasks are looked for in the user's folder, among our own, and only then among the harness's thousands.
 """
 
+import contextlib
+import io
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,15 +56,34 @@ def tasks_named(names: Sequence[str], folder: str | None, say: Say) -> Tasks:
     skipped = []
     for name in names:
         try:
-            loaded = manager.load([name])
+            with quiet():
+                loaded = manager.load([name])
             found |= loaded["tasks"]
             groups |= loaded["groups"]
         except Exception as error:  # data of any task may fail in its own way, and the others go on
-            skipped.append(Skipped(task=name, reason=" ".join(str(error).split()) or type(error).__name__))
+            skipped.append(Skipped(task=name, reason=with_cure(" ".join(str(error).split()) or type(error).__name__)))
     if not found:
         reasons = "; ".join(f"{s.task}: {s.reason}" for s in skipped) or "no task is named"
         raise UsageError(f"no evaluation task can be read ({reasons}); name tasks whose data is here")
     return Tasks(found=found, skipped=skipped, groups=groups)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and prints of the harness and its data library: standard output is for results."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def with_cure(reason: str) -> str:
+    """The reason with the command that gets the data, where it is a dataset of the Hub that is not here."""
+    found = re.search(r"'([\w.-]+/[\w.-]+)' on the Hub|Repository Not Found.*datasets/([\w.-]+/[\w.-]+)", reason)
+    if found is None:
+        return reason
+    name = found[1] or found[2]
+    return (
+        f"{reason}; with network `hf download --repo-type dataset {name}` gets it, or give local files with tasks_path"
+    )
 
 
 def items_of(tasks: Tasks) -> list[Item]:

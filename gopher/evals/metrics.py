@@ -24,6 +24,7 @@ import numpy as np
 from gopher.evals.answers import Answer
 from gopher.evals.bundle import LIKELIHOOD, ROLLING, Bundle, Request
 from gopher.evals.compile import Compiled
+from gopher.evals.items import quiet
 
 BOOTSTRAPS = 1000  # of the harness, for its metrics whose standard error has no formula
 
@@ -85,12 +86,9 @@ def by_harness(
     (limit,) = {bundle.made_of["limit"] for bundle in bundles.values()}
     for name, bundle in bundles.items():
         tasks[name].build_all_requests = Rendered(tasks[name], bundle)
-    found: Any = lm_eval.evaluate(
-        Replay(bundles, answers),
-        {"tasks": {name: tasks[name] for name in bundles}, "groups": dict(groups), "group_map": {}},
-        limit=limit,
-        bootstrap_iters=BOOTSTRAPS,
-    )
+    chosen: Any = {"tasks": {name: tasks[name] for name in bundles}, "groups": dict(groups), "group_map": {}}
+    with quiet():
+        found: Any = lm_eval.evaluate(Replay(bundles, answers), chosen, limit=limit, bootstrap_iters=BOOTSTRAPS)
     items: dict[tuple[str, str], Items] = {}
     for task, samples in found["samples"].items():
         for sample in samples:

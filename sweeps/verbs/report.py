@@ -18,6 +18,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     from analysis.curves import curves_from_mlflow
     from analysis.forecast_files import load_all
     from analysis.report import write_report
+    from analysis.task_scores import scores_from_mlflow
     from sweeps.screen import console
 
     tree = compose(overrides).tree
@@ -34,6 +35,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         curves,
         folder,
         title=settings.name if from_sweep else str(request.points),
+        tasks=scores_from_mlflow(settings.tracking_uri, settings.name) if from_sweep else [],
         forecasts=load_all(settings.sweep_dir / "forecasts") if from_sweep else [],
         provenance=report_provenance(),
         commands=[f"gopher launch sweep={settings.name}", command] if from_sweep else [command],

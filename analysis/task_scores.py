@@ -1,0 +1,79 @@
+"""Task scores that a sweep logged to MLflow, as the figures need them: value, standard error, chance, the untrained model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis.points import integer, positive, training_runs
+from analysis.tasks import TaskScore
+
+SHOWN = ("acc", "exact_match", "f1", "gold_bpb", "bpb")  # of a task's metrics: what is reported, and what is smooth
+LOWER_IS_BETTER = ("gold_bpb", "bpb", "bits_per_byte", "brier", "perplexity", "word_perplexity", "byte_perplexity")
+# the families of Rae et al. 2021, section 4, by how tasks are called
+CATEGORIES = {
+    "Language modelling": ("pile_", "wikitext", "pg19", "c4", "curation", "dialect"),
+    "Reading comprehension": ("race", "lambada"),
+    "Fact checking": ("fever", "multifc", "vitaminc"),
+    "Question answering": ("naturalquestions", "nq_open", "triviaqa", "truthful"),
+    "Common sense": ("hellaswag", "piqa", "winogrande", "siqa", "social_iqa", "boolq", "arc_"),
+    "MMLU": ("mmlu",),
+    "BIG-bench": ("bigbench",),
+    "Grammar": ("blimp",),
+    "Toxicity and bias": ("real_toxicity", "toxicity", "unprompted", "civil", "gender", "winogender", "sentiment", "crows"),
+}  # fmt: skip
+OTHER = "Other tasks"
+
+
+def category_of(task: str) -> str:
+    """The paper's family of a task by the beginning of its name."""
+    return next((name for name, begins in CATEGORIES.items() if task.lower().startswith(begins)), OTHER)
+
+
+def scores_from_mlflow(tracking_uri: str, experiment: str) -> list[TaskScore]:
+    """Every shown score of every training run, at each step it was logged at. Raises as `analysis.points.training_runs`."""
+    runs = training_runs(tracking_uri, experiment)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_uri)
+    return [score for run in runs for score in scores_of_run(client, run)]
+
+
+def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
+    """Scores of one training run; `eval/<task>.<metric>` with `_stderr` beside it."""
+    tags, params = run.data.tags, run.data.params
+    size = positive(params.get("model.n_params_nonemb"))
+    if size is None:
+        return []
+    out = []
+    for task, metric in shown(run.data.metrics):
+        name = f"eval/{task}.{metric}"
+        errors = {m.step: m.value for m in history(client, run, f"{name}_stderr")}
+        chance = run.data.metrics.get(f"eval/{task}.chance") if metric == "acc" else None
+        out += [
+            TaskScore(
+                task=task,
+                category=category_of(task),
+                metric=metric,
+                rung=tags.get("rung") or params.get("rung", "?"),
+                run_id=tags.get("trial.id", run.info.run_id),
+                params=size,
+                step=point.step,
+                value=point.value,
+                stderr=errors.get(point.step),
+                chance=chance,
+                higher_is_better=metric not in LOWER_IS_BETTER,
+                seed=integer(params.get("seed", tags.get("seed"))),
+                untrained=point.step == 0,
+            )
+            for point in history(client, run, name)
+        ]
+    return out
+
+
+def shown(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """(task, metric) pairs among the logged metrics that are worth a picture."""
+    names = [name.removeprefix("eval/").rpartition(".") for name in sorted(metrics) if name.startswith("eval/")]
+    return [(task, metric) for task, _, metric in names if metric in SHOWN]
+
+
+def history(client: Any, run: Any, name: str) -> Sequence[Any]:
+    return client.get_metric_history(run.info.run_id, name) if name in run.data.metrics else []

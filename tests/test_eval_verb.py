@@ -1,0 +1,115 @@
+"""`gopher eval` on one checkpoint: the interface in JSON, nothing scored twice, what is missing named, words that are wrong told.
+On Ray: shards go to whoever is free, a killed actor loses one shard, numbers equal those of one process."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_tasks import CHOICE, write_tasks
+from test_evals import long_bundle
+
+from gopher.errors import UsageError
+from gopher.evals.bundle import write_bundle
+from gopher.evals.checkpoints import checkpoints_of
+from gopher.evals.store import Store, score_missing
+from sweeps.backends.ray_evals import Shard, next_shard
+from sweeps.compose import compose, hydra_session
+from sweeps.settings import ClusterSettings
+from sweeps.verbs import eval as verb
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    folder = write_tasks(tmp_path_factory.mktemp("tasks"), tasks={"colours": CHOICE})
+    lost = json.loads((folder / "colours.yaml").read_text()) | {"task": "lost"}
+    lost["dataset_kwargs"] = {"data_files": {"test": str(folder / "gone.jsonl")}}
+    (folder / "lost.yaml").write_text(json.dumps(lost))
+    return folder
+
+
+def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
+    with hydra_session():
+        assert verb.run(compose, words) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_one_checkpoint_in_json(tiny_run: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"checkpoint={tiny_run}", "tasks=[colours,lost]", f"tasks_path={tasks}", "format=json"]
+    first = told(words, capsys)
+    assert first["requests_scored"] == 2 * 60  # the checkpoint and the untrained model
+    assert {r["step"] for r in first["results"]} == {0, 20}
+    assert {"run", "step", "task", "metric", "value", "stderr", "n"} <= set(first["results"][0])
+    assert first["results"][0]["run"] == tiny_run.name and first["results"][0]["n"] == 20
+    assert [s["task"] for s in first["skipped"]] == ["lost"] and "gone.jsonl" in first["skipped"][0]["reason"]
+    again = told(words, capsys)
+    assert again["requests_scored"] == 0 and again["results"] == first["results"]
+    early = told([*words, "evals.steps=[10]", "evals.floor=false"], capsys)
+    assert {r["step"] for r in early["results"]} == {10} and early["requests_scored"] == 60
+
+
+def test_wrong_words_are_told(tiny_run: Path, tmp_path: Path) -> None:
+    with hydra_session():
+        with pytest.raises(UsageError, match="needs tasks"):
+            verb.run(compose, [f"checkpoint={tiny_run}"])
+        with pytest.raises(UsageError, match="evals.steps"):
+            verb.run(compose, [f"checkpoint={tiny_run}", "tasks=[a]", "evals.steps=lats"])
+        with pytest.raises(UsageError, match="no run folder"):
+            verb.run(compose, [f"checkpoint={tmp_path}", "tasks=[a]"])
+        with pytest.raises(UsageError, match="has a checkpoint"):
+            verb.run(compose, ["sweep=demo", "tasks=[a]", f"output_root={tmp_path}"])
+
+
+def shard(checkpoint: Any, number: int) -> Shard:
+    return Shard(checkpoint=checkpoint, task="t", bundle="b", number=number)
+
+
+def test_a_free_actor_keeps_its_checkpoint_then_helps_where_most_is_left(tiny_run: Path) -> None:
+    floor, early, late = checkpoints_of(tiny_run, "all", floor=True)
+    waiting = [shard(floor, 0), shard(early, 0), shard(early, 1), shard(late, 0)]
+    assert next_shard(waiting, late.sha256, [late.sha256]) == shard(late, 0)
+    assert next_shard(waiting, None, []) == shard(early, 0)
+    assert next_shard(waiting, None, [early.sha256, early.sha256]) == shard(floor, 0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_shards_on_ray_survive_a_killed_actor(tiny_run: Path, tmp_path: Path) -> None:
+    from sweeps.backends.ray import RayBackend
+    from sweeps.backends.ray_evals import score_on_ray
+
+    bundle = long_bundle()
+    write_bundle(tmp_path / "bundles", bundle)
+    checkpoints = checkpoints_of(tiny_run, "all", floor=False)
+    shards = [
+        Shard(checkpoint=c, task=bundle.task, bundle=bundle.key, number=i)
+        for c in checkpoints
+        for i in range(len(bundle.shards()))
+    ]
+    store, calm = Store(folder=tmp_path / "a"), Store(folder=tmp_path / "calm")
+    backend = RayBackend(ClusterSettings(cpus=2), tmp_path / "ray")
+    killed: list[int] = []
+
+    def done(left: int) -> None:
+        if not killed:
+            import psutil
+
+            victim = next(p for p in psutil.process_iter() if "ray::Scorer" in " ".join(p.cmdline()))
+            victim.kill()
+            killed.append(left)
+
+    try:
+        score_on_ray(backend.ray, shards, tmp_path / "bundles", store, 2, 0, done)
+    finally:
+        backend.close()
+    assert killed
+    score_missing([c.open() for c in checkpoints], bundle, calm)
+    for c in checkpoints:
+        assert store.missing(c.sha256, bundle) == []
+        ours, theirs = store.answers(c.sha256, bundle) or [], calm.answers(c.sha256, bundle) or []
+        assert [a.log_prob for a in ours] == pytest.approx([a.log_prob for a in theirs], rel=1e-6)

@@ -1,0 +1,64 @@
+"""What `gopher eval` logs to MLflow comes back as task scores: errors, chance and the untrained model beside each value."""
+
+
+import pytest
+from logged_study import queued_folder, study_spec
+
+from analysis.task_scores import category_of, scores_from_mlflow
+from gopher.evals.metrics import TaskScore
+from gopher.evals.scores import log_scores
+from sweeps.track import Tracker
+
+
+def lines(acc: float) -> list[TaskScore]:
+    out = [TaskScore(task="mmlu_anatomy", metric="acc", value=acc, stderr=0.04, n=100)]
+    out.append(TaskScore(task="mmlu_anatomy", metric="gold_bpb", value=3 - acc, stderr=0.1, n=100))
+    out.append(TaskScore(task="mmlu_anatomy", metric="brier", value=0.7, stderr=0.1, n=100))
+    return [*out, TaskScore(task="mmlu_anatomy", metric="chance", value=0.25, stderr=None, n=100)]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("scores")
+    folders = [queued_folder(root, study_spec(rung, 0)) for rung in ("54k", "121k")]
+    for folder, best in zip(folders, (0.26, 0.31), strict=True):
+        log_scores(folder, 0, lines(0.24))
+        log_scores(folder, 600, lines(best))
+        log_scores(folder, 600, lines(best))  # said again: no second row
+        assert len(folder.metric_lines()) == 2
+    tracker = Tracker(f"sqlite:///{root / 'mlflow.db'}", "demo", root / "mlartifacts", ("54k", "121k"))
+    tracker.open_sweep("")
+    assert tracker.flush(folders, 10) is None
+    tracker.log_scores(folders[0], {"version": "v1", "results": []})
+    return tracker.uri
+
+
+def test_scores_come_back_with_their_errors_chance_and_floor(uri: str) -> None:
+    found = scores_from_mlflow(uri, "demo")
+    acc = [s for s in found if s.metric == "acc"]
+    assert [(s.rung, s.step, s.value, s.untrained) for s in acc] == [
+        ("54k", 0, 0.24, True),
+        ("54k", 600, 0.26, False),
+        ("121k", 0, 0.24, True),
+        ("121k", 600, 0.31, False),
+    ]
+    assert all(s.stderr == 0.04 and s.chance == 0.25 and s.higher_is_better and s.category == "MMLU" for s in acc)
+    assert {s.metric for s in found} == {"acc", "gold_bpb"}
+    assert not any(s.higher_is_better or s.chance for s in found if s.metric == "gold_bpb")
+
+
+def test_the_table_is_an_artifact_of_the_run(uri: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("demo").experiment_id], "tags.kind = 'train' and tags.rung = '54k'"
+    )
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "eval")] == ["eval/scores.json"]
+    assert run.data.tags["eval.version"] == "v1"
+
+
+def test_categories_are_the_papers() -> None:
+    names = ["mmlu_law", "bigbench_x", "pile_cc", "race_h", "fever_3way", "triviaqa", "piqa", "winogender", "my_task"]
+    found = [category_of(n) for n in names]
+    assert len(set(found)) == len(names) and found[-1] == "Other tasks" and found[0] == "MMLU"
