@@ -1,6 +1,5 @@
 """What `gopher eval` logs to MLflow comes back as task scores: errors, chance and the untrained model beside each value."""
 
-
 import pytest
 from logged_study import queued_folder, study_spec
 
