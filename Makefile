@@ -8,7 +8,7 @@ OUT    ?= outputs
 SEED   ?= 1
 FAULTS ?= 24
 
-.PHONY: demo test test-slow chaos test-gpu lint types check ui clean lock
+.PHONY: demo test test-slow chaos test-gpu triton lint types check ui clean lock
 
 demo: $(STAMP)  ## train the demo ladder on real text, fit its scaling curve, write the report
 	$(BIN)/gopher launch sweep=demo output_root=$(OUT)
@@ -26,6 +26,9 @@ chaos: $(STAMP)  ## a sweep under FAULTS faults from outside and eight planted o
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m "gpu" --timeout 3000
+
+triton: $(STAMP)  ## the kernels' compiler (1 GB) beside a CPU build of torch, so that their tests run; CUDA builds bring their own
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps triton==3.9.0
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check -q .

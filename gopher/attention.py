@@ -5,8 +5,11 @@ scale = 1/sqrt(d_head) on the sum). Layout: q, k, v (B, H, T, d_head); r (H, T, 
 of distance m; u (content) and v_bias (position) (H, d_head).
 """
 
+import logging
 import math
-from functools import lru_cache
+import os
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,7 +18,9 @@ import torch.nn.functional as F
 from gopher.errors import UsageError, did_you_mean
 
 QUERY_ROWS = 128  # per chunk: scratch is O(QUERY_ROWS * T) instead of O(T^2)
-KEEP_BYTES = 64 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
+BIAS_BYTES = 1 << 30  # position scores of one layer up to which SDPA with a bias is tried on CUDA
+KEEP_BYTES = 256 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
+LOG = logging.getLogger("gopher.attention")
 
 
 def relative_attention(
@@ -28,16 +33,62 @@ def relative_attention(
     scale: float,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """The attended values (B, H, T, d_head)."""
+    """The attended values (B, H, T, d_head) in the dtype of `q`, by the implementation that `choose` names.
+
+    Raises UsageError for an implementation that is unknown or cannot take these tensors.
+    """
+    # Under autocast the biases stay float32 while q is narrow: batched products refuse the mixture.
+    r, u, v_bias = (x.to(q.dtype) for x in (r, u, v_bias))
     return IMPLEMENTATIONS[choose(impl, q)](q, k, v, r, u, v_bias, scale)
 
 
 def choose(impl: str, q: torch.Tensor) -> str:
-    """The implementation for this device and shape when `impl` is auto; `chunked` is the fastest measured on CPU."""
+    """The implementation for queries like `q`; `auto` takes the fastest that fits, any other name is taken at its word.
+
+    Raises UsageError for an unknown name, and for `triton` where it cannot run.
+    """
+    return constant_choice(impl, q.device, q.dtype, tuple(q.shape))
+
+
+# Runs, and logs, while a block is traced instead of breaking its graph; dynamo would look through the cache alone.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant_choice(impl: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> str:
+    return chosen(impl, device, dtype, shape)
+
+
+@cache
+def chosen(impl: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> str:
+    """`choose` by device and shape; logs each answer once per process."""
     known = ("auto", *IMPLEMENTATIONS)
     if impl not in known:
         raise UsageError(f"attention is '{impl}'{did_you_mean(impl, known)}; use one of {', '.join(known)}")
-    return "chunked" if impl == "auto" else impl
+    refusal = triton_refusal(device, dtype, shape) if impl in ("auto", "triton") else None
+    if impl == "triton" and refusal:
+        raise UsageError(f"attention=triton {refusal}; use attention=auto")
+    name = automatic(device, dtype, shape, refusal) if impl == "auto" else impl
+    reason = f" (triton {refusal})" if impl == "auto" and refusal else ""
+    LOG.info("%s attention on %s for %s %s%s", name, device, dtype, shape, reason)
+    return name
+
+
+def automatic(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], refusal: str | None) -> str:
+    """`triton` unless refused; else `sdpa_bias` on CUDA while its scores stay small; else `chunked`, on CPU the fastest."""
+    if refusal is None:
+        return "triton"
+    batch, n_heads, length, _ = shape
+    small = batch * n_heads * length * length * dtype.itemsize <= BIAS_BYTES
+    return "sdpa_bias" if device.type == "cuda" and small else "chunked"
+
+
+def triton_refusal(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> str | None:
+    """Why the Triton kernel cannot run here, as the end of a sentence about it, or None."""
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"runs on CUDA, not on {device.type}"
+    if find_spec("triton") is None:
+        return "is not installed (`make triton`)"
+    from gopher.kernels import relative
+
+    return relative.refusal(device, dtype, shape)
 
 
 @lru_cache(maxsize=8)
@@ -99,7 +150,19 @@ def chunked(
     return Chunked.apply(q, k, v, r, u, v_bias, scale, rows, keep_bytes)
 
 
-IMPLEMENTATIONS: dict[str, Any] = {"reference": reference, "sdpa_bias": sdpa_bias, "chunked": chunked}
+def triton(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
+    """Flash attention that reads position scores by distance; O(T^2) scratch for one layer at a time."""
+    from gopher.kernels.relative import relative
+
+    return relative(q, k, v, r, u, v_bias, scale)
+
+
+IMPLEMENTATIONS: dict[str, Any] = {
+    "reference": reference,
+    "sdpa_bias": sdpa_bias,
+    "chunked": chunked,
+    "triton": triton,
+}
 
 
 class Chunked(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""Kernels for CUDA; imported only where Triton is installed."""
