@@ -1,11 +1,13 @@
-"""Learning-rate schedule, Adam and stochastic rounding, all elementwise: sharding cannot change a bit of them."""
+"""Learning-rate schedule, Adam and stochastic rounding, all elementwise: sharding cannot change a bit of them; and Muon."""
 
 import math
 from dataclasses import dataclass
 
 import torch
+from torch.optim.adam import adam as torch_adam
 
 from gopher.draws import bits, shifted, stream_key
+from gopher.errors import UsageError
 from gopher.spec import OptimSpec, RunSpec
 
 
@@ -44,11 +46,17 @@ def local_tensor(x: torch.Tensor) -> torch.Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
+def optimizer_of(parts: list[Part], run: RunSpec) -> "Adam":
+    """The optimizer that the run's spec names."""
+    return Muon(parts, run) if run.optim.kind == "muon" else Adam(parts, run)
+
+
 class Adam:
     """Adam (Kingma and Ba 2015) with float32 moments; bfloat16 parameters are rounded stochastically.
 
-    The ops are chosen for equal bits: torch's fused CPU kernel treats the tail of a tensor differently from its body,
-    so there a result depends on where the shard ends; lerp, addcmul, sqrt and addcdiv do not.
+    On CUDA float32 parameters are updated by torch's fused kernel. On a CPU the ops are chosen for equal bits: the fused
+    kernel there treats the tail of a tensor differently from its body, so a result would depend on where the shard ends;
+    lerp, addcmul, sqrt and addcdiv do not.
     """
 
     def __init__(self, parts: list[Part], run: RunSpec) -> None:
@@ -56,6 +64,7 @@ class Adam:
         self.stochastic = run.precision.stochastic_rounding
         self.mean = [torch.zeros_like(p.local, dtype=torch.float32) for p in parts]
         self.square = [torch.zeros_like(p.local, dtype=torch.float32) for p in parts]
+        self.by_adam = list(range(len(parts)))  # indices of the parts that Adam updates: here all
 
     @torch.no_grad()
     def squared_norm(self) -> torch.Tensor:
@@ -66,11 +75,14 @@ class Adam:
     @torch.no_grad()
     def step(self, step: int, rate: float, scale: float) -> None:
         """Update number `step` (1-based) with the gradients times `scale`."""
+        if self.parts[0].local.is_cuda and not self.stochastic:
+            self.fused_step(step, rate, scale)
+            return
         o = self.optim
         # Bias corrections moved into the rate and eps: rate * (m / c1) / (sqrt(s / c2) + eps).
         root = math.sqrt(1 - o.beta2**step)
         rate, eps = rate * root / (1 - o.beta1**step), o.eps * root
-        for part, mean, square in zip(self.parts, self.mean, self.square, strict=True):
+        for part, mean, square in ((self.parts[i], self.mean[i], self.square[i]) for i in self.by_adam):
             gradient = part.gradient.float() * scale
             mean.lerp_(gradient, 1 - o.beta1)
             square.mul_(o.beta2).addcmul_(gradient, gradient, value=1 - o.beta2)
@@ -82,9 +94,62 @@ class Adam:
             else:
                 part.local.addcdiv_(mean, spread, value=-rate)
 
+    def fused_step(self, step: int, rate: float, scale: float) -> None:
+        """The same update by torch's fused kernel: one pass over memory instead of five."""
+        o, used = self.optim, self.by_adam
+        gradients = [self.parts[i].gradient for i in used]
+        torch._foreach_mul_(gradients, scale)
+        torch_adam(
+            [self.parts[i].local for i in used],
+            gradients,
+            [self.mean[i] for i in used],
+            [self.square[i] for i in used],
+            [],
+            [torch.tensor(step - 1.0, device=g.device) for g in gradients],  # the kernel counts one on
+            fused=True,
+            amsgrad=False,
+            beta1=o.beta1,
+            beta2=o.beta2,
+            lr=rate,
+            weight_decay=0.0,
+            eps=o.eps,
+            maximize=False,
+        )
+
     def zero_grad(self) -> None:
         for part in self.parts:
             part.parameter.grad = None
+
+
+class Muon(Adam):
+    """Muon (Jordan et al. 2024) for the linear maps of the blocks, Adam for embedding, gains, u and v.
+
+    torch.optim.Muon orthogonalises whole matrices, in bfloat16, so a run holds them on one rank; its rate is matched to
+    Adam's update size (Liu et al. 2025), so that `optim.lr` means the same. The momentum lies where Adam's mean does.
+    """
+
+    def __init__(self, parts: list[Part], run: RunSpec) -> None:
+        super().__init__(parts, run)
+        matrices = [i for i, p in enumerate(parts) if p.name.endswith(".weight")]
+        if any(parts[i].local.shape != parts[i].parameter.shape for i in matrices):
+            raise UsageError(
+                "optim.kind is muon, which needs whole matrices on one rank; set placement.workers=1, or optim.kind=adam"
+            )
+        self.by_adam = [i for i in range(len(parts)) if i not in matrices]
+        self._matrices = [parts[i] for i in matrices]
+        locals_ = [p.local for p in self._matrices]
+        self._muon = torch.optim.Muon(locals_, lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        for i, local in zip(matrices, locals_, strict=True):
+            self._muon.state[local]["momentum_buffer"] = self.mean[i]
+
+    @torch.no_grad()
+    def step(self, step: int, rate: float, scale: float) -> None:
+        super().step(step, rate, scale)
+        for part in self._matrices:
+            part.local.grad = part.gradient.float() * scale
+        self._muon.param_groups[0]["lr"] = rate
+        self._muon.step()
+        self._muon.zero_grad()
 
 
 def clip_scale(norm: float, limit: float) -> float:

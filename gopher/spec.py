@@ -147,6 +147,7 @@ class OptimSpec:
     warmup_start_lr: float = 1e-7
     final_lr_fraction: float = 0.1  # of lr, reached at the last step
     clip_norm: float = 1.0  # global gradient norm
+    kind: str = newer("adam")  # adam | muon: Muon for the linear maps of the blocks, Adam for the rest
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr is {self.lr}; give a positive learning rate")
@@ -160,6 +161,7 @@ class OptimSpec:
             f"optim.final_lr_fraction is {self.final_lr_fraction}; give a value in (0, 1]",
         )
         require(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; give a positive norm")
+        require(self.kind in ("adam", "muon"), f"optim.kind is '{self.kind}'; use adam or muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +244,10 @@ class RunSpec:
         require(
             self.model.vocab_size == self.tokenizer.vocab_size,
             f"model.vocab_size is {self.model.vocab_size} but tokenizer.vocab_size is {self.tokenizer.vocab_size}; make them equal",
+        )
+        require(
+            self.optim.kind == "adam" or not self.precision.stochastic_rounding,
+            "optim.kind is muon with stochastic rounding, which only adam has; use precision=float32",
         )
         require(self.seed >= 0, f"seed is {self.seed}; give 0 or a positive integer")
         require(

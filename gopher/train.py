@@ -20,7 +20,7 @@ from gopher.data import TokenStore, check_epochs
 from gopher.drill import Drill
 from gopher.errors import GopherError, UsageError
 from gopher.model import Transformer, initialise
-from gopher.optim import Adam, clip_scale, learning_rate
+from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.shard import build, parts, process_group, release, sync_gradients
 from gopher.size import params_non_embedding, train_flops
@@ -73,7 +73,7 @@ def train_steps(
     check_epochs(store, run.data, run.train_tokens)
     validation = store.validation(run.model.context, run.evaluation.tokens_per_subset)
     model = build(run, placement)
-    adam = Adam(parts(model), run)
+    adam = optimizer_of(parts(model), run)
     saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps)
     step = checkpoint.restore(folder.checkpoints, adam, run.key, tell=journal.warn)
     if step == 0:

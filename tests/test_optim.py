@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from studies import demo_spec
 
 from gopher.draws import bits, fill_normal, stream_key
-from gopher.optim import Adam, Part, clip_scale, learning_rate, stochastic_bfloat16
+from gopher.errors import UsageError
+from gopher.optim import Adam, Part, clip_scale, learning_rate, optimizer_of, stochastic_bfloat16
 from gopher.spec import OptimSpec, PrecisionSpec, RunSpec
 
 torch.set_num_threads(1)
@@ -137,3 +138,67 @@ def test_draws_are_uniform_and_normal() -> None:
     assert out.mean().abs() < 0.04 and out.std().item() == pytest.approx(2, rel=0.015)
     assert (out / 2).pow(4).mean().item() == pytest.approx(3, rel=0.07)
     assert stream_key(1, "2") != stream_key("1", 2) != stream_key(12)
+
+
+def test_the_fused_kernel_gives_the_same_update() -> None:
+    """What CUDA runs use; the kernel exists on the CPU too."""
+    run = demo_spec()
+    (ours, mine), (fused, theirs) = (adam_on(torch.ones(1000), run) for _ in range(2))
+    for step in range(1, 30):
+        mine.grad, theirs.grad = gradient(step, 1000), gradient(step, 1000)
+        ours.step(step, 1e-2, scale=0.5)
+        fused.fused_step(step, 1e-2, scale=0.5)
+    assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-7)
+    assert torch.allclose(ours.square[0], fused.square[0], rtol=1e-5)
+
+
+def muon_on(weights: torch.Tensor, gains: torch.Tensor) -> tuple[Adam, list[torch.nn.Parameter]]:
+    run = dataclasses.replace(demo_spec(), optim=dataclasses.replace(demo_spec().optim, kind="muon"))
+    parameters = [torch.nn.Parameter(x.clone()) for x in (weights, gains)]
+    names = ("blocks.0.up.weight", "blocks.0.norm_1.gain")
+    parts = [Part(name=n, parameter=p, local=p.detach(), start=0) for n, p in zip(names, parameters, strict=True)]
+    return optimizer_of(parts, run), parameters
+
+
+def test_muon_is_torchs_for_matrices_and_adam_for_the_rest() -> None:
+    weights, gains = gradient(100, 48).view(6, 8), torch.ones(8)
+    muon, (matrix, gain) = muon_on(weights, gains)
+    adam, alone = adam_on(gains, demo_spec())
+    theirs = torch.nn.Parameter(weights.clone())
+    reference = torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for step in range(1, 6):
+        matrix.grad, gain.grad = gradient(step, 48).view(6, 8), gradient(-step, 8)
+        theirs.grad, alone.grad = matrix.grad.clone(), gain.grad.clone()
+        muon.step(step, 1e-2, scale=1.0)
+        adam.step(step, 1e-2, scale=1.0)
+        reference.step()
+    assert torch.equal(matrix, theirs) and torch.equal(gain, alone)
+
+
+def test_muon_goes_on_from_its_momentum() -> None:
+    """The momentum is the part's mean: what a checkpoint keeps and restores."""
+    weights, gains = gradient(100, 48).view(6, 8), torch.ones(8)
+    whole, (matrix, gain) = muon_on(weights, gains)
+    for step in range(1, 7):
+        matrix.grad, gain.grad = gradient(step, 48).view(6, 8), gradient(-step, 8)
+        whole.step(step, 1e-2, scale=1.0)
+        if step == 3:
+            resumed, (again, gain_again) = muon_on(matrix.detach(), gain.detach())
+            for target, source in zip((*resumed.mean, *resumed.square), (*whole.mean, *whole.square), strict=True):
+                target.copy_(source)
+        elif step > 3:
+            again.grad, gain_again.grad = gradient(step, 48).view(6, 8), gradient(-step, 8)
+            resumed.step(step, 1e-2, scale=1.0)
+    assert torch.equal(matrix, again) and torch.equal(gain, gain_again)
+
+
+def test_muon_refuses_parts_of_matrices_and_rounding() -> None:
+    run = dataclasses.replace(demo_spec(), optim=dataclasses.replace(demo_spec().optim, kind="muon"))
+    matrix = torch.nn.Parameter(torch.ones(6, 8))
+    with pytest.raises(UsageError, match="placement.workers=1"):
+        optimizer_of([Part(name="blocks.0.up.weight", parameter=matrix, local=matrix.detach()[:3], start=0)], run)
+    with pytest.raises(UsageError, match="stochastic rounding"):
+        dataclasses.replace(run, precision=NARROW)
+    with pytest.raises(UsageError, match="adam or muon"):
+        OptimSpec(lr=1e-2, kind="lion")
+    assert demo_spec().key != run.key

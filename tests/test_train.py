@@ -338,3 +338,15 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
     filler.unlink()
     assert train(folder).state == FINISHED
     assert numbers(folder) == numbers(finished)
+
+
+def test_muon_trains_and_resumes_to_the_bit(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    optim = dataclasses.replace(demo_spec().optim, kind="muon")
+    whole, parts = (run_in(tmp_path / name, shards, optim=optim) for name in ("whole", "parts"))
+    train(whole)
+    asked = iter([None] * 8 + [ASKED])
+    assert train(parts, should_stop=lambda: next(asked, None)).state == STOPPED
+    assert train(parts).state == FINISHED
+    assert numbers(parts) == numbers(whole)
+    losses = whole.metrics()["val/loss"]
+    assert losses[20] < losses[0] - 0.5  # type: ignore[operator]
