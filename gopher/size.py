@@ -66,6 +66,32 @@ def train_flops_6n(run: RunSpec) -> float:
     return 6.0 * params_total(run.model) * run.train_tokens
 
 
+# dense bfloat16 FLOP/s of one device, by a part of its name (NVIDIA data sheets; H200 and H100 SXM have the same cores)
+PEAK_BF16 = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device, or None when its name is not known."""
+    return next((peak for part, peak in PEAK_BF16.items() if part in device_name), None)
+
+
+def mfu(m: ModelSpec, tokens_per_second: float, peak: float) -> float:
+    """Model FLOPs utilisation, 0 to 1: useful FLOP/s over `peak` of all devices (Chowdhery et al. 2022, appendix B).
+
+    Useful are the FLOPs of `FLOPS_CONVENTION` per token: causal half of attention, recomputation not counted, so that
+    checkpointing lowers it. Against bfloat16 peak also where a run computes in float32.
+    """
+    return tokens_per_second * token_flops(m).total / peak
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainBytes:
     """Bytes per rank of the sharded training state, activations apart."""

@@ -23,7 +23,7 @@ from gopher.model import Transformer, initialise
 from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.shard import build, parts, process_group, release, sync_gradients
-from gopher.size import params_non_embedding, train_flops
+from gopher.size import mfu, params_non_embedding, peak_flops, train_flops
 from gopher.spec import Placement, RunSpec
 from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
 
@@ -146,7 +146,7 @@ def train_steps(
         # ---- log, checkpoint
         if step % log_every == 0 or step in (1, run.steps):
             rows = {"train/loss": loss_per_token, "train/grad_norm": norm, "train/lr": rate}
-            journal.log(step, rows | budget(run, step, "train") | journal.speed())
+            journal.log(step, rows | budget(run, step, "train") | utilised(run, placement, world, journal.speed()))
             journal.state(RUNNING, step)
         journal.progress(step)
         if step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named:
@@ -325,6 +325,15 @@ def final_metrics(
     cost = {"final/train_seconds": train_seconds, "final/worker_hours": train_seconds * world / 3600}
     cost["final/log10_params_nonemb"] = math.log10(params_non_embedding(run.model))
     return last | budget(run, run.steps, "final") | cost
+
+
+def utilised(run: RunSpec, placement: Placement, world: int, speed: dict[str, float | None]) -> dict[str, float | None]:
+    """`speed` with perf/mfu beside it, on devices whose peak is known."""
+    peak = peak_flops(torch.cuda.get_device_name()) if placement.device == "cuda" else None
+    tokens_per_second = speed["perf/tokens_per_s"]
+    if peak is None or tokens_per_second is None:
+        return speed
+    return speed | {"perf/mfu": mfu(run.model, tokens_per_second, peak * world)}
 
 
 class Journal:

@@ -40,7 +40,7 @@ def run_params(run: RunSpec) -> dict[str, Any]:
         },
         **{
             f"optim.{k}": getattr(run.optim, k)
-            for k in ("lr", "warmup_steps", "beta1", "beta2", "clip_norm", "final_lr_fraction")
+            for k in ("kind", "lr", "warmup_steps", "beta1", "beta2", "clip_norm", "final_lr_fraction")
         },
         "precision.parameters": run.precision.parameters,
         "precision.compute": run.precision.compute,

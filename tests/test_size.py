@@ -6,8 +6,10 @@ import pytest
 from studies import demo_spec
 
 from gopher.size import (
+    mfu,
     params_non_embedding,
     params_total,
+    peak_flops,
     table_flops,
     token_flops,
     train_bytes,
@@ -67,3 +69,11 @@ def test_bytes_of_the_training_state() -> None:
     state = train_bytes(run, ranks=1)
     assert (state.parameters + state.moments) / 2**40 == pytest.approx(2.54, abs=0.01)
     assert train_bytes(run, ranks=64).total == pytest.approx(state.total / 64)
+
+
+def test_utilisation_is_useful_work_over_peak() -> None:
+    m = shape(8, 16, 32, 512)
+    peak = peak_flops("NVIDIA H200")
+    assert peak == 989e12 and peak_flops("abacus") is None
+    assert mfu(m, peak / token_flops(m).total, peak) == pytest.approx(1.0)
+    assert mfu(m, 500_000, peak) == pytest.approx(500_000 * token_flops(m).total / peak)
