@@ -18,7 +18,10 @@ from gopher.draws import fill_normal, stream_key
 from gopher.spec import ModelSpec
 
 NORM_EPS = 1e-6
-LOSS_TOKENS = 128  # tokens per block of the loss: one block's logits stay in cache, (B, T, V) never exists
+LOSS_TOKENS = {
+    "cpu": 128,
+    "cuda": 4096,
+}  # per block of the loss: its logits stay in cache, or fill a GPU; (B, T, V) never exists
 
 
 class Norm(nn.Module):
@@ -137,7 +140,8 @@ def summed_loss(x: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor)
     """Nats of the rows of x @ embedding^T, summed over the targets >= 0."""
     if torch.is_grad_enabled():
         return SummedLoss.apply(x, embedding, targets)
-    blocks = zip(x.split(LOSS_TOKENS), targets.split(LOSS_TOKENS), strict=True)
+    size = LOSS_TOKENS.get(x.device.type, LOSS_TOKENS["cuda"])
+    blocks = zip(x.split(size), targets.split(size), strict=True)
     return torch.stack([block_loss(F.linear(part, embedding), wanted)[0] for part, wanted in blocks]).sum()
 
 
@@ -159,7 +163,8 @@ class SummedLoss(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad_embedding = torch.zeros(embedding.shape[::-1], dtype=torch.float32, device=x.device)
         nats = []
-        for part, wanted, grad_part in zip(*(t.split(LOSS_TOKENS) for t in (x, targets, grad_x)), strict=True):
+        size = LOSS_TOKENS.get(x.device.type, LOSS_TOKENS["cuda"])
+        for part, wanted, grad_part in zip(*(t.split(size) for t in (x, targets, grad_x)), strict=True):
             loss, grad = block_loss(F.linear(part, embedding), wanted)
             nats.append(loss)
             counted = (wanted >= 0).to(grad.dtype)[:, None]

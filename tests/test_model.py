@@ -62,7 +62,7 @@ def test_loss_is_the_cross_entropy_of_the_logits() -> None:
 
 def test_loss_gradients_equal_those_of_torch() -> None:
     generator = torch.Generator().manual_seed(0)
-    x, embedding = (torch.randn(n, 8, generator=generator).requires_grad_() for n in (2 * LOSS_TOKENS + 5, 40))
+    x, embedding = (torch.randn(n, 8, generator=generator).requires_grad_() for n in (2 * LOSS_TOKENS["cpu"] + 5, 40))
     targets = torch.randint(0, 40, (len(x),), generator=generator)
     targets[3:9] = -100
     ours = torch.autograd.grad(summed_loss(x, embedding, targets) / 7, (x, embedding))
