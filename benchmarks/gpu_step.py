@@ -89,14 +89,14 @@ def step_of(run: RunSpec, block: type[Block], device: str) -> Step:
     with torch.device("meta"):
         model = Transformer(run.model)
         if block is not Block:
-            model.blocks = nn.ModuleList(block(run.model, "auto", "none") for _ in range(run.model.n_layers))
+            model.blocks = nn.ModuleList(block(run.model, "none") for _ in range(run.model.n_layers))
     if block is Rotary:
         for b in model.blocks:  # what it has no use for
             del b.position, b.u, b.v
     model.to(DTYPES[run.precision.parameters])
     shard(model, run.precision, mesh, compile_blocks=device == "cuda")
     model.to_empty(device=device)
-    initialise(((p.name, p.local, p.start) for p in parts(model)), run.model, run.seed)
+    initialise(((p.name, p.local, p.place) for p in parts(model)), run.model, run.seed)
     adam = optimizer_of(parts(model), run)
     draws = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, run.model.vocab_size, (run.batch.sequences, run.model.context + 1), generator=draws)

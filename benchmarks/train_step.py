@@ -62,7 +62,7 @@ def shape(length: int) -> ModelSpec:
 class Rotary(Block):
     """Rotary positions (Su et al. 2021) on torch's fused attention: what most models do today."""
 
-    def compute(self, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, x: torch.Tensor, table: torch.Tensor, attention: str) -> torch.Tensor:
         q, k, v = self.project(x)
         attended = F.scaled_dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
         return self.finish(x, attended)
@@ -88,10 +88,10 @@ def angles(length: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 class Eager(Block):
     """Relative attention as the public Transformer-XL codes write it: whole score matrices, shifted by padding."""
 
-    def compute(self, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, x: torch.Tensor, table: torch.Tensor, attention: str) -> torch.Tensor:
         q, k, v = self.project(x)
         length = x.size(1)
-        r = self.distances(length, x.dtype, x.device).flip(1)
+        r = self.distances(table).flip(1)
         content = (q + self.u[:, None]) @ k.transpose(2, 3)
         position = F.pad((q + self.v[:, None]) @ r.transpose(1, 2), (1, 0))
         position = position.view(*position.shape[:2], length + 1, length)[:, :, 1:].reshape(content.shape)
@@ -102,7 +102,7 @@ class Eager(Block):
 def transformer(spec: ModelSpec, block: type[Block] = Block) -> Transformer:
     model = Transformer(spec)
     if block is not Block:
-        model.blocks = nn.ModuleList(block(spec, "auto", "none") for _ in range(spec.n_layers))
+        model.blocks = nn.ModuleList(block(spec, "none") for _ in range(spec.n_layers))
     with torch.no_grad():
         initialise(((name, p.data.view(-1), 0) for name, p in model.named_parameters()), spec, 0)
     return model
@@ -127,7 +127,7 @@ def ours(spec: ModelSpec) -> Step:
         tokenizer_key="x",
         data_key="x",
     )
-    adam = Adam([Part(name=n, parameter=p, local=p.detach(), start=0) for n, p in model.named_parameters()], run)
+    adam = Adam([Part(name=n, parameter=p, local=p.detach(), place=0) for n, p in model.named_parameters()], run)
     inputs, targets = batch(spec)
 
     def step() -> None:

@@ -5,7 +5,6 @@ scale = 1/sqrt(d_head) on the sum). Layout: q, k, v (B, H, T, d_head); r (H, T, 
 of distance m; u (content) and v_bias (position) (H, d_head).
 """
 
-import logging
 import math
 import os
 from functools import cache, lru_cache
@@ -20,7 +19,6 @@ from gopher.errors import UsageError, did_you_mean
 QUERY_ROWS = 128  # per chunk: scratch is O(QUERY_ROWS * T) instead of O(T^2)
 BIAS_BYTES = 1 << 30  # position scores of one layer up to which SDPA with a bias is tried on CUDA
 KEEP_BYTES = 256 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
-LOG = logging.getLogger("gopher.attention")
 
 
 def relative_attention(
@@ -33,32 +31,24 @@ def relative_attention(
     scale: float,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """The attended values (B, H, T, d_head) in the dtype of `q`, by the implementation that `choose` names.
+    """The attended values (B, H, T, d_head) in the dtype of `q`, by one of `IMPLEMENTATIONS` or the one that `choose` names.
 
-    Raises UsageError for an implementation that is unknown or cannot take these tensors.
+    Raises UsageError for an unknown implementation.
     """
+    if impl not in IMPLEMENTATIONS:
+        impl, _ = choose(impl, q.device, q.dtype, tuple(q.shape))
     # Under autocast the biases stay float32 while q is narrow: batched products refuse the mixture.
     r, u, v_bias = (x.to(q.dtype) for x in (r, u, v_bias))
-    return IMPLEMENTATIONS[choose(impl, q)](q, k, v, r, u, v_bias, scale)
-
-
-def choose(impl: str, q: torch.Tensor) -> str:
-    """The implementation for queries like `q`; `auto` takes the fastest that fits, any other name is taken at its word.
-
-    Raises UsageError for an unknown name, and for `triton` where it cannot run.
-    """
-    return constant_choice(impl, q.device, q.dtype, tuple(q.shape))
-
-
-# Runs, and logs, while a block is traced instead of breaking its graph; dynamo would look through the cache alone.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def constant_choice(impl: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> str:
-    return chosen(impl, device, dtype, shape)
+    return IMPLEMENTATIONS[impl](q, k, v, r, u, v_bias, scale)
 
 
 @cache
-def chosen(impl: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> str:
-    """`choose` by device and shape; logs each answer once per process."""
+def choose(impl: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> tuple[str, str]:
+    """The implementation for queries of `shape` (B, H, T, d_head), and the choice as a sentence.
+
+    `auto` takes the fastest that fits, any other name is taken at its word. Raises UsageError for an unknown name, and
+    for `triton` where it cannot run.
+    """
     known = ("auto", *IMPLEMENTATIONS)
     if impl not in known:
         raise UsageError(f"attention is '{impl}'{did_you_mean(impl, known)}; use one of {', '.join(known)}")
@@ -67,8 +57,7 @@ def chosen(impl: str, device: torch.device, dtype: torch.dtype, shape: tuple[int
         raise UsageError(f"attention=triton {refusal}; use attention=auto")
     name = automatic(device, dtype, shape, refusal) if impl == "auto" else impl
     reason = f" (triton {refusal})" if impl == "auto" and refusal else ""
-    LOG.info("%s attention on %s for %s %s%s", name, device, dtype, shape, reason)
-    return name
+    return name, f"{name} attention on {device} for {dtype} {shape}{reason}"
 
 
 def automatic(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], refusal: str | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gopher.attention import QUERY_ROWS, causal_mask, product, relative_attention, shifted_view
+from gopher.attention import QUERY_ROWS, causal_mask, product, relative_attention, shifted_view, sinusoids
 from gopher.errors import UsageError
 from gopher.model import Block, Transformer
 from gopher.step import HIDDEN, step, weights_of
@@ -128,7 +128,7 @@ class Reader:
             q, k, v = block.project(x)
             cache.append(layer, k.transpose(0, 1), v.transpose(0, 1))
             if cache.total == 0 and cache.starts is None and places is None:
-                attended = self.first(block, layer, q, k, v)
+                attended = self.first(block, layer, q, k, v, self.model.implementation(x))
             else:
                 attended = self.next(block, layer, q.transpose(0, 1), cache, places).transpose(0, 1)
             x = block.finish(x, attended)
@@ -146,13 +146,14 @@ class Reader:
         if length > room:
             room = max(length, self.model.spec.context, 2 * room)
             dtype, blocks = self.model.embedding.dtype, self.model.blocks
-            distances: Any = [block.distances(room, dtype, self.device) for block in blocks]  # type: ignore[operator]
+            sines = sinusoids(room, self.model.spec.d_model, dtype, self.device)
+            distances: Any = [block.distances(sines) for block in blocks]  # type: ignore[operator]
             self.tables = [F.pad(r.flip(1), (0, 0, 0, 1)) for r in distances]
 
-    def first(self, block: Block, layer: int, q: Any, k: Any, v: Any) -> torch.Tensor:
+    def first(self, block: Block, layer: int, q: Any, k: Any, v: Any, attention: str) -> torch.Tensor:
         """Attended values of the first tokens of all rows: the same attention as in training."""
         r = self.tables[layer][:, -q.size(2) - 1 : -1].flip(1)
-        return relative_attention(q, k, v, r, block.u, block.v, 1 / math.sqrt(block.d_head), block.attention)
+        return relative_attention(q, k, v, r, block.u, block.v, 1 / math.sqrt(block.d_head), attention)
 
     def next(self, block: Block, layer: int, q: torch.Tensor, cache: Cache, places: Places | None) -> torch.Tensor:
         """Attended values (H, B, n, d_head), by blocks of queries that see the columns up to their own last one."""

@@ -6,6 +6,7 @@ rank draws exactly the elements that it holds, at their index in the whole tenso
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -26,9 +27,25 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def bits(key: int, start: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """int64 tensor of elements start .. start + count - 1 of the stream: 64 random bits each."""
-    index = torch.arange(start, start + count, dtype=torch.int64, device=device)
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Some columns of a whole matrix, as one rank holds them: rows of `width` elements, `stride` apart, from `start` on."""
+
+    start: int
+    width: int
+    stride: int
+
+
+Place = int | Columns  # the elements that a rank holds: all from this one on, or some columns
+
+
+def bits(key: int, place: Place, count: int, device: torch.device | str = "cpu", begin: int = 0) -> torch.Tensor:
+    """int64 tensor of 64 random bits each: elements begin .. begin + count - 1 of those at `place` in the stream."""
+    index = torch.arange(begin, begin + count, dtype=torch.int64, device=device)
+    if isinstance(place, Columns):
+        index = index // place.width * place.stride + index % place.width + place.start
+    else:
+        index += place
     return bits_at(torch.tensor(signed(key), dtype=torch.int64, device=device), index)
 
 
@@ -45,8 +62,8 @@ def shifted(x: torch.Tensor, places: int) -> torch.Tensor:
     return (x >> places).bitwise_and_((1 << (64 - places)) - 1)
 
 
-def fill_normal(out: torch.Tensor, key: int, std: float, start: int = 0) -> None:
-    """Overwrite the contiguous `out` with std * N(0, 1): elements start.. of the stream, by inverse CDF in float64.
+def fill_normal(out: torch.Tensor, key: int, std: float, place: Place = 0) -> None:
+    """Overwrite the contiguous `out` with std * N(0, 1): the stream's elements at `place`, by inverse CDF in float64.
 
     53 uniform bits at cell centres: |z| stays below 8.3. The float64 rounding differences between devices
     vanish when the value is stored in `out`'s narrower type (up to about 1 element in 2^28).
@@ -54,5 +71,5 @@ def fill_normal(out: torch.Tensor, key: int, std: float, start: int = 0) -> None
     flat = out.view(-1)
     for begin in range(0, flat.numel(), BLOCK):
         part = flat[begin : begin + BLOCK]
-        u = shifted(bits(key, start + begin, part.numel(), out.device), 11).double().add_(0.5)
+        u = shifted(bits(key, place, part.numel(), out.device, begin), 11).double().add_(0.5)
         part.copy_(u.mul_(2.0**-52).sub_(1.0).erfinv_().mul_(std * math.sqrt(2.0)))

@@ -4,6 +4,7 @@ No biases on linear maps; u and v per layer; W_R (d_model -> H * d_head) per lay
 `gopher.size.params_total` exactly.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from gopher.attention import relative_attention, sinusoids
-from gopher.draws import fill_normal, stream_key
+from gopher.attention import choose, relative_attention, sinusoids
+from gopher.draws import Place, fill_normal, stream_key
 from gopher.spec import ModelSpec
 
+LOG = logging.getLogger("gopher.model")
 NORM_EPS = 1e-6
 LOSS_TOKENS = {
     "cpu": 128,
@@ -59,10 +61,13 @@ class PlainNorm(torch.autograd.Function):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, spec: ModelSpec, attention: str, recompute: str) -> None:
+    def __init__(self, spec: ModelSpec, recompute: str) -> None:
         super().__init__()
         d = spec.d_model
-        self.n_heads, self.d_head, self.attention, self.recompute = spec.n_heads, spec.d_head, attention, recompute
+        self.d_head, self.recompute = spec.d_head, recompute
+        self.own_heads = (
+            all_heads  # of an attention bias (H, d_head), those of this rank: see `gopher.shard.split_heads`
+        )
         self.norm_1 = Norm(d)
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.position = nn.Linear(d, d, bias=False)  # W_R
@@ -73,39 +78,46 @@ class Block(nn.Module):
         self.up = nn.Linear(d, spec.d_ff, bias=False)
         self.down = nn.Linear(spec.d_ff, d, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, table: torch.Tensor, attention: str) -> torch.Tensor:
+        """The block's output from its input (B, T, d_model), the sinusoids (T, d_model) and one of `IMPLEMENTATIONS`."""
         if self.recompute == "none" or not torch.is_grad_enabled():
-            return self.compute(x)
+            return self.compute(x, table, attention)
         context: Any = {"context_fn": keep_products} if self.recompute == "selective" else {}
-        return checkpoint(self.compute, x, use_reentrant=False, preserve_rng_state=False, **context)
+        return checkpoint(self.compute, x, table, attention, use_reentrant=False, preserve_rng_state=False, **context)
 
-    def compute(self, x: torch.Tensor) -> torch.Tensor:
-        r = self.distances(x.size(1), x.dtype, x.device)
-        attended = relative_attention(*self.project(x), r, self.u, self.v, 1 / math.sqrt(self.d_head), self.attention)
-        return self.finish(x, attended)
+    def compute(self, x: torch.Tensor, table: torch.Tensor, attention: str) -> torch.Tensor:
+        q, k, v = self.project(x)
+        u, v_bias = self.own_heads(self.u), self.own_heads(self.v)
+        scale = 1 / math.sqrt(self.d_head)
+        return self.finish(x, relative_attention(q, k, v, self.distances(table), u, v_bias, scale, attention))
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values (B, H, T, d_head) of the block's input."""
-        q, k, v = self.qkv(self.norm_1(x)).view(*x.shape[:2], 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4)
+        """Queries, keys and values (B, H, T, d_head) of the block's input; with tensor parallelism of this rank's heads."""
+        q, k, v = self.qkv(self.norm_1(x)).view(*x.shape[:2], -1, 3, self.d_head).permute(3, 0, 2, 1, 4)
         return q, k, v
 
-    def distances(self, length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """W_R r of distances 0 .. length - 1, (H, length, d_head)."""
-        table = sinusoids(length, self.position.in_features, dtype, device)
-        return self.position(table).view(length, self.n_heads, self.d_head).transpose(0, 1)
+    def distances(self, table: torch.Tensor) -> torch.Tensor:
+        """W_R r of the distances of `table`, (H, T, d_head)."""
+        return self.position(table).view(len(table), -1, self.d_head).transpose(0, 1)
 
     def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The block's output from its input and the attended values (B, H, T, d_head)."""
-        x = x + self.output(attended.transpose(1, 2).reshape(x.shape))
+        x = x + self.output(attended.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm_2(x))))
 
 
+def all_heads(bias: torch.Tensor) -> torch.Tensor:
+    return bias
+
+
+KEPT = {"aten::mm", "aten::addmm", "gopher::relative_attention"}
+
+
 def keep_products() -> Any:
-    """Selective checkpointing: results of the weight products are kept, everything else is computed again."""
+    """Selective checkpointing: weight products and fused attention are kept, everything else is computed again."""
 
     def policy(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        kept = op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if op.name() in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
 
@@ -115,20 +127,34 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: ModelSpec, attention: str = "auto", recompute: str = "none") -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.attention = spec, attention
+        self.n_heads = spec.n_heads  # of this rank
+        self._told: set[str] = set()
         self.embedding = nn.Parameter(torch.empty(spec.vocab_size, spec.d_model))
-        self.blocks = nn.ModuleList(Block(spec, attention, recompute) for _ in range(spec.n_layers))
+        self.blocks = nn.ModuleList(Block(spec, recompute) for _ in range(spec.n_layers))
         self.norm = Norm(spec.d_model)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """float32 logits (B, T, V); with `targets` (B, T) instead the cross-entropy in nats summed over targets >= 0."""
         x = self.embed(tokens)
+        # chosen and looked up here, once: a compiled block would trace through both caches
+        table = sinusoids(x.size(1), self.spec.d_model, x.dtype, x.device)
+        attention = self.implementation(x)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, table, attention)
         x = self.norm(x)
         if targets is None:
             return F.linear(x, self.embedding).float()
         return summed_loss(x.flatten(0, 1), self.embedding, targets.flatten())
+
+    def implementation(self, x: torch.Tensor) -> str:
+        """The attention's implementation for block inputs like `x`; logged when it is new to this model."""
+        shape = (x.size(0), self.n_heads, x.size(1), self.spec.d_head)
+        name, sentence = choose(self.attention, x.device, x.dtype, shape)
+        if sentence not in self._told:
+            LOG.info(sentence)
+            self._told.add(sentence)
+        return name
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """The blocks' input, scaled by sqrt(d) as in both public Transformer-XL codes."""
@@ -182,20 +208,20 @@ class SummedLoss(torch.autograd.Function):
 
 
 @torch.no_grad()
-def initialise(parts: Iterable[tuple[str, torch.Tensor, int]], spec: ModelSpec, seed: int) -> None:
-    """Fill parameters given as (name, elements held, index of the first one in the whole parameter).
+def initialise(parts: Iterable[tuple[str, torch.Tensor, Place]], spec: ModelSpec, seed: int) -> None:
+    """Fill parameters given as (name, elements held, their place in the whole parameter).
 
     A value depends on (seed, name, index) alone, not on shards or device. The paper does not give its initialisation.
     Here: linear maps N(0, 1 / fan_in); the two maps that write to the residual stream divided by sqrt(2 L) more
     (Radford et al. 2019); embeddings N(0, 1 / (4 d)), so that tied logits and (scaled by sqrt(d)) inputs start with standard deviation 1/2; gains 1;
     u = v = 0.
     """
-    for name, values, start in parts:
+    for name, values, place in parts:
         std = initial_std(name, spec)
         if std is None:
             values.fill_(1.0 if name.endswith("gain") else 0.0)
         else:
-            fill_normal(values, stream_key(seed, "init", name), std, start)
+            fill_normal(values, stream_key(seed, "init", name), std, place)
 
 
 def initial_std(name: str, spec: ModelSpec) -> float | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim.adam import adam as torch_adam
 
-from gopher.draws import bits, shifted, stream_key
+from gopher.draws import Place, bits, shifted, stream_key
 from gopher.errors import UsageError
 from gopher.spec import OptimSpec, RunSpec
 
@@ -25,12 +25,13 @@ def learning_rate(optim: OptimSpec, step: int, steps: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one rank holds of one parameter: a contiguous run of its elements."""
+    """What one rank holds of one parameter: a run of its elements, or of some of its columns."""
 
     name: str
     parameter: torch.nn.Parameter  # as the model has it, a DTensor when sharded
     local: torch.Tensor  # this rank's elements, sharing memory with `parameter`
-    start: int  # index of the first local element in the whole parameter
+    place: Place  # of the local elements in the whole parameter
+    ranks: int = 1  # that hold the same elements and the same gradient: tensor parallelism does not cut every parameter
 
     @property
     def gradient(self) -> torch.Tensor:
@@ -68,13 +69,16 @@ class Adam:
 
     @torch.no_grad()
     def squared_norm(self) -> torch.Tensor:
-        """float64 sum of squares of the local gradients."""
+        """float64 sum of squares of the local gradients; its sum over all ranks counts every element once."""
         norms = [torch.linalg.vector_norm(p.gradient, dtype=torch.float64) for p in self.parts]
-        return torch.stack(norms).square_().sum()
+        squares = torch.stack(norms).square_()
+        if any(p.ranks > 1 for p in self.parts):
+            squares /= squares.new_tensor([p.ranks for p in self.parts])
+        return squares.sum()
 
     @torch.no_grad()
-    def step(self, step: int, rate: float, scale: float) -> None:
-        """Update number `step` (1-based) with the gradients times `scale`."""
+    def step(self, step: int, rate: float, scale: float | torch.Tensor) -> None:
+        """Update number `step` (1-based) with the gradients times `scale`, a number or one on the gradients' device."""
         if self.parts[0].local.is_cuda and not self.stochastic:
             self.fused_step(step, rate, scale)
             return
@@ -90,15 +94,15 @@ class Adam:
             if self.stochastic:
                 updated = part.local.float().addcdiv_(mean, spread, value=-rate)
                 key = stream_key(self.seed, "round", step, part.name)
-                part.local.copy_(stochastic_bfloat16(updated, key, part.start))
+                part.local.copy_(stochastic_bfloat16(updated, key, part.place))
             else:
                 part.local.addcdiv_(mean, spread, value=-rate)
 
-    def fused_step(self, step: int, rate: float, scale: float) -> None:
+    def fused_step(self, step: int, rate: float, scale: float | torch.Tensor) -> None:
         """The same update by torch's fused kernel: one pass over memory instead of five."""
         o, used = self.optim, self.by_adam
         gradients = [self.parts[i].gradient for i in used]
-        torch._foreach_mul_(gradients, scale)
+        torch._foreach_mul_(gradients, scale.float() if isinstance(scale, torch.Tensor) else scale)
         torch_adam(
             [self.parts[i].local for i in used],
             gradients,
@@ -143,7 +147,7 @@ class Muon(Adam):
             self._muon.state[local]["momentum_buffer"] = self.mean[i]
 
     @torch.no_grad()
-    def step(self, step: int, rate: float, scale: float) -> None:
+    def step(self, step: int, rate: float, scale: float | torch.Tensor) -> None:
         super().step(step, rate, scale)
         for part in self._matrices:
             part.local.grad = part.gradient.float() * scale
@@ -152,18 +156,19 @@ class Muon(Adam):
         self._muon.zero_grad()
 
 
-def clip_scale(norm: float, limit: float) -> float:
-    """Factor that brings a gradient of norm `norm` to at most `limit`."""
-    return 1.0 if norm <= limit else limit / norm
+def clip_scale(squared_norm: torch.Tensor, limit: float) -> torch.Tensor:
+    """Factor (float64, on its device) that brings a gradient of this squared norm to at most the norm `limit`."""
+    norm = squared_norm.sqrt().float().double()  # rounded, so that the order of a sum over ranks does not show
+    return torch.where(norm <= limit, 1.0, limit / norm)
 
 
-def stochastic_bfloat16(x: torch.Tensor, key: int, start: int) -> torch.Tensor:
+def stochastic_bfloat16(x: torch.Tensor, key: int, place: Place) -> torch.Tensor:
     """float32 `x` as bfloat16, up or down with odds by distance: the mean over keys is `x` itself.
 
     bfloat16 is the upper half of float32: adding 16 random bits below it and cutting carries with the right
-    probability. Element i uses draw `start` + i of the stream `key`, so shards and resumes repeat it.
+    probability. An element uses the draw at its place of the stream `key`, so shards and resumes repeat it.
     """
-    noise = shifted(bits(key, start, x.numel(), x.device), 48).to(torch.int32).view(x.shape)
+    noise = shifted(bits(key, place, x.numel(), x.device), 48).to(torch.int32).view(x.shape)
     raw = x.contiguous().view(torch.int32)
     rounded = ((raw + noise) & -65536).view(torch.float32)
     return torch.where(torch.isfinite(x), rounded, x).to(torch.bfloat16)

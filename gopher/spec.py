@@ -17,7 +17,7 @@ from gopher.errors import UsageError, did_you_mean
 from gopher.identity import label, newer, short_key
 
 T = TypeVar("T")
-SPEC_VERSION = 2  # raise it when the same fields begin to mean another computation
+SPEC_VERSION = 3  # raise it when the same fields begin to mean another computation
 
 
 def require(ok: bool, message: str) -> None:
@@ -320,6 +320,8 @@ class Placement:
     micro_batch_sequences: int = 8  # sequences of one forward pass; the smaller it is, the less memory
     device: str = "cpu"  # cpu | cuda
     attention: str = "auto"
+    tensor_parallel: int = 1  # neighbouring ranks that share the heads and the MLP of the same sequences
+    reshard_after_forward: str = "auto"  # always | never | auto: free gathered parameters until the backward pass
     activation_checkpointing: str = "none"  # none | selective | full
     compile: bool = False
     checkpoint_every_steps: int = 200
@@ -331,6 +333,7 @@ class Placement:
     def __post_init__(self) -> None:
         for name in (
             "workers",
+            "tensor_parallel",
             "threads_per_worker",
             "micro_batch_sequences",
             "checkpoint_every_steps",
@@ -338,15 +341,25 @@ class Placement:
             "log_every_steps",
         ):
             require(getattr(self, name) >= 1, f"placement.{name} is {getattr(self, name)}; give a positive integer")
-        for name, choices in {"checkpoints": ("sync", "async"), "named_checkpoints": ("none", "log")}.items():
+        known = {
+            "checkpoints": ("sync", "async"),
+            "named_checkpoints": ("none", "log"),
+            "reshard_after_forward": ("auto", "always", "never"),
+        }
+        for name, choices in known.items():
             require(
                 getattr(self, name) in choices, f"placement.{name} is '{getattr(self, name)}'; use one of {choices}"
             )
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}'; use cpu or cuda")
-        known = ("none", "selective", "full")
+        recompute = ("none", "selective", "full")
         require(
-            self.activation_checkpointing in known,
-            f"activation_checkpointing is '{self.activation_checkpointing}'; use one of {known}",
+            self.activation_checkpointing in recompute,
+            f"activation_checkpointing is '{self.activation_checkpointing}'; use one of {recompute}",
+        )
+        require(
+            self.workers % self.tensor_parallel == 0,
+            f"placement.workers is {self.workers}, not a multiple of placement.tensor_parallel={self.tensor_parallel}; "
+            "give whole groups of workers",
         )
 
 

@@ -54,8 +54,8 @@ def step(layers: list[Weights], x: torch.Tensor, store: torch.Tensor, length: in
     for w, table, column, keys, values in zip(layers, tables, columns, all_keys, all_values, strict=True):
         q, k_v = (
             (F.rms_norm(x, w.gain_1.shape, w.gain_1, NORM_EPS) @ w.qkv)
-            .view(batch, 3, n_heads, width)
-            .permute(1, 2, 0, 3)
+            .view(batch, n_heads, 3, width)
+            .permute(2, 1, 0, 3)
             .split((1, 2))
         )
         column.copy_(k_v)

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from gopher.spec import Placement, RunSpec
 from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
 
 LOGGED_ROWS = 250  # at most about this many rows per run, however long it is
+LAG_STEPS = {"cpu": 0, "cuda": 1}  # how late the host reads a step's sums
 PROGRESS_SECONDS = 2.0  # between records of progress
 STOPS = {
     ASKED: "asked to stop; the run resumes from its checkpoint",
@@ -49,7 +51,7 @@ def train(
         return before
     journal = Journal(folder, rank, before)
     try:
-        check_batch(run, placement, world)
+        check_shares(run, placement, world)
         torch.set_num_threads(placement.threads_per_worker)
         with process_group(placement.device):
             return train_steps(folder, run, placement, journal, rank, world, should_stop or (lambda: None))
@@ -68,6 +70,8 @@ def train_steps(
     should_stop: Callable[[], str | None],
 ) -> RunState:
     # ---- data, model, optimizer, newest checkpoint
+    together = placement.tensor_parallel  # ranks that compute the same sequences
+    share, shares = rank // together, world // together
     store = TokenStore.open(placement.data_dir)
     check_vocabulary(run, store)
     check_epochs(store, run.data, run.train_tokens)
@@ -79,9 +83,9 @@ def train_steps(
     if step == 0:
         inherit(model, run, placement)
     skips = skips_of(journal.events())
-    watch, drill = Watch(), Drill(folder, rank)
+    pulse, drill = Pulse(run, world), Drill(folder, rank)
     log_every = max(placement.log_every_steps, math.ceil(run.steps / LOGGED_ROWS))
-    stop, saved = None, step
+    saved = step
     journal.start(step)
     if step == 0 and 0 in saver.named:
         save(saver, 0, run, saved, journal)
@@ -89,13 +93,13 @@ def train_steps(
     while True:
         # ---- evaluation; after a resume at such a step it is repeated with the same result
         if step in run.evaluation_steps:
-            metrics = evaluate(model, run, placement, validation, rank, world)
+            metrics = evaluate(model, run, placement, validation, share, shares)
             journal.log(step, metrics | budget(run, step, "val"))
             if step == run.steps:
                 saver.close()
                 journal.log(step, final_metrics(run, metrics, journal.train_seconds, world))
                 return journal.state(FINISHED, step)
-        if stop:
+        if stop := pulse.stop:
             if saved != step:
                 saver.save(step)
             saver.finish()
@@ -106,15 +110,15 @@ def train_steps(
         began = time.perf_counter()
         nats = torch.zeros((), dtype=torch.float64, device=placement.device)
         first = run.sequences_before(step) + skipped_before(skips, step)
-        micro_batches = list(own_micro_batches(run, placement, step, first, rank, world))
+        micro_batches = list(own_micro_batches(run, placement, step, first, share, shares))
         for start in micro_batches:
             batch = store.batch(run.data, run.seed, start, start + placement.micro_batch_sequences, run.model.context)
-            inputs, targets = (torch.from_numpy(x).to(placement.device) for x in batch)
+            inputs, targets = (on_device(x, placement) for x in batch)
             sync_gradients(model, now=start == micro_batches[-1])
             loss = model(inputs, targets)
             (loss / run.batch_tokens(step)).backward()
             nats += loss.detach()
-        nats = drill.strike(step, first, first + run.batch_sequences(step), nats, run.batch_tokens(step))
+        nats = drill.strike(step, first, first + run.batch_sequences(step), nats / together, run.batch_tokens(step))
 
         # ---- one reduction tells every rank the loss, the norm, who wants to stop and whose checkpoint is on disk
         asked = should_stop()
@@ -122,35 +126,84 @@ def train_steps(
         totals = torch.cat([torch.stack([nats, adam.squared_norm()]), nats.new_tensor(told)])
         if world > 1:
             dist.all_reduce(totals)
-        loss_sum, squared_norm, people, notices, written = totals.tolist()
-        stop = ASKED if people else PREEMPTED if notices else None
-        # Rounded to float32, so that the order in which ranks were added up (1e-16) does not show.
-        loss_per_token, norm = torch.tensor([loss_sum / run.batch_tokens(step), math.sqrt(squared_norm)]).tolist()
-        if written == world:
-            publish(saver, journal)
+        pulse.send(step, totals)
 
-        # ---- a step that cannot be trusted is never applied: back to a checkpoint
-        if trouble := watch.trouble(loss_per_token, norm):
-            adam.zero_grad()
-            step = saved = rewind(folder, run, model, adam, saver, journal, step, trouble)
-            skips, watch = skips_of(journal.events()), Watch()
-            continue
-
-        # ---- update
-        rate = learning_rate(run.optim, step + 1, run.steps)
-        adam.step(step + 1, rate, clip_scale(norm, run.optim.clip_norm))
+        # ---- update, once what is due to be read can be trusted; logs, checkpoints and evaluations wait for this step too
+        trouble = pulse.hear(LAG_STEPS[placement.device])
+        if trouble is None:
+            rate = learning_rate(run.optim, step + 1, run.steps)
+            adam.step(step + 1, rate, clip_scale(totals[1], run.optim.clip_norm))
+            step += 1
+            logging = step % log_every == 0 or step in (1, run.steps)
+            saving = step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named
+            if logging or saving or pulse.stop or step in run.evaluation_steps:
+                trouble = pulse.hear(0)
         adam.zero_grad()
-        step += 1
+        if pulse.written:
+            publish(saver, journal)
+            pulse.written = False
+        if trouble:
+            step = saved = rewind(folder, run, model, adam, saver, journal, pulse.step, trouble)
+            skips, pulse = skips_of(journal.events()), Pulse(run, world, pulse.stop)
+            continue
         journal.count(run.batch_tokens(step - 1), time.perf_counter() - began)
 
         # ---- log, checkpoint
-        if step % log_every == 0 or step in (1, run.steps):
-            rows = {"train/loss": loss_per_token, "train/grad_norm": norm, "train/lr": rate}
+        if logging:
+            rows = {"train/loss": pulse.loss, "train/grad_norm": pulse.norm, "train/lr": rate}
             journal.log(step, rows | budget(run, step, "train") | utilised(run, placement, world, journal.speed()))
             journal.state(RUNNING, step)
         journal.progress(step)
-        if step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named:
+        if saving:
             saved = save(saver, step, run, saved, journal)
+
+
+class Pulse:
+    """What the ranks tell each other in every step; read late on a GPU, so that the host need not wait for the device.
+
+    A step that cannot be trusted is then known one update late, but before anything of it is logged, evaluated or saved.
+    """
+
+    def __init__(self, run: RunSpec, world: int, stop: str | None = None) -> None:
+        self._run, self._world, self._watch = run, world, Watch()
+        self._sent: deque[tuple[int, torch.Tensor, Any]] = deque()
+        self.step, self.loss, self.norm = (
+            0,
+            math.nan,
+            math.nan,
+        )  # of the step read last: nats per token, of the gradient
+        self.stop = stop  # why to stop, once a rank was asked to
+        self.written = False  # whether the checkpoint on its way is on every rank's disk
+
+    def send(self, step: int, totals: torch.Tensor) -> None:
+        """Sums over all ranks: nats, squared gradient norm, how many were asked to stop, got a notice, have written."""
+        host, arrived = totals.to("cpu", non_blocking=True), None
+        if totals.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._sent.append((step, host, arrived))
+
+    def hear(self, keep: int) -> Trouble | None:
+        """Read all but the last `keep` steps, up to the first that cannot be trusted: why not."""
+        while len(self._sent) > keep:
+            self.step, host, arrived = self._sent.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            nats, squared_norm, people, notices, written = host.tolist()
+            self.stop = ASKED if people else PREEMPTED if notices else self.stop
+            self.written = self.written or written == self._world
+            # Rounded to float32, so that the order in which ranks were added up (1e-16) does not show.
+            numbers = torch.tensor([nats / self._run.batch_tokens(self.step), math.sqrt(squared_norm)])
+            self.loss, self.norm = numbers.tolist()
+            if trouble := self._watch.trouble(self.loss, self.norm):
+                return trouble
+        return None
+
+
+def on_device(numbers: Any, placement: Placement) -> torch.Tensor:
+    """A numpy array as a tensor where the run computes; the host does not wait for the copy."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to("cuda", non_blocking=True) if placement.device == "cuda" else tensor
 
 
 # ---- checkpoints and the way back
@@ -225,7 +278,7 @@ def inherit(model: Transformer, run: RunSpec, placement: Placement) -> None:
 
 def start_over(model: Transformer, adam: Adam, run: RunSpec, placement: Placement) -> None:
     """Parameters and moments as before the first step."""
-    initialise(((p.name, p.local, p.start) for p in parts(model)), run.model, run.seed)
+    initialise(((p.name, p.local, p.place) for p in parts(model)), run.model, run.seed)
     inherit(model, run, placement)
     for moment in (*adam.mean, *adam.square):
         moment.zero_()
@@ -234,17 +287,24 @@ def start_over(model: Transformer, adam: Adam, run: RunSpec, placement: Placemen
 # ---- batches
 
 
-def check_batch(run: RunSpec, placement: Placement, world: int) -> None:
-    """Refuse a batch that the ranks cannot share out in whole micro-batches."""
-    sequences, micro = run.batch.sequences, placement.micro_batch_sequences
-    if sequences % world:
+def check_shares(run: RunSpec, placement: Placement, world: int) -> None:
+    """Refuse a batch that the ranks cannot share out in whole micro-batches, and heads that they cannot share out."""
+    sequences, micro, together = run.batch.sequences, placement.micro_batch_sequences, placement.tensor_parallel
+    if run.model.n_heads % together:
         raise UsageError(
-            f"batch.sequences is {sequences} and placement.workers {world}; use a number of workers that divides the batch"
+            f"placement.tensor_parallel is {together} but {run.rung} has {run.model.n_heads} heads; use a number that divides them"
         )
-    if sequences % (world * micro):
-        fits = max(m for m in range(1, micro + 1) if (sequences // world) % m == 0)
+    shares = world // together
+    if sequences % shares:
         raise UsageError(
-            f"batch.sequences is {sequences}, not a multiple of {world} workers * {micro} sequences of "
+            f"batch.sequences is {sequences} and placement.workers {world}"
+            + (f" in groups of {together}" if together > 1 else "")
+            + "; use a number of workers that divides the batch"
+        )
+    if sequences % (shares * micro):
+        fits = max(m for m in range(1, micro + 1) if (sequences // shares) % m == 0)
+        raise UsageError(
+            f"batch.sequences is {sequences}, not a multiple of {shares} workers * {micro} sequences of "
             f"placement.micro_batch_sequences; set placement.micro_batch_sequences={fits}"
         )
 
@@ -258,12 +318,12 @@ def check_vocabulary(run: RunSpec, store: TokenStore) -> None:
 
 
 def own_micro_batches(
-    run: RunSpec, placement: Placement, step: int, first: int, rank: int, world: int
+    run: RunSpec, placement: Placement, step: int, first: int, share: int, shares: int
 ) -> Iterator[int]:
-    """First sequence of each micro-batch of `step` that `rank` computes: a contiguous share of the global batch."""
-    share = run.batch_sequences(step) // world
-    begin = first + rank * share
-    return iter(range(begin, begin + share, placement.micro_batch_sequences))
+    """First sequence of each micro-batch in number `share` of the `shares` contiguous parts of the batch of `step`."""
+    size = run.batch_sequences(step) // shares
+    begin = first + share * size
+    return iter(range(begin, begin + size, placement.micro_batch_sequences))
 
 
 # ---- evaluation
@@ -271,14 +331,15 @@ def own_micro_batches(
 
 @torch.no_grad()
 def evaluate(
-    model: Transformer, run: RunSpec, placement: Placement, validation: Any, rank: int, world: int
+    model: Transformer, run: RunSpec, placement: Placement, validation: Any, share: int, shares: int
 ) -> dict[str, float | None]:
     """val/* of the current parameters: nats per token and bits per byte, by subset and weighted by the mixture."""
     names = list(run.data.weights)
-    nats = torch.stack([summed_nats(model, validation[name], placement, rank, world) for name in names])
+    nats = torch.stack([summed_nats(model, validation[name], placement, share, shares) for name in names])
     release(model)
-    if world > 1:
+    if dist.get_world_size() > 1:
         dist.all_reduce(nats)
+        nats /= placement.tensor_parallel
     metrics: dict[str, float | None] = {"val/loss": 0.0, "val/bpb": 0.0}
     loss, bpb = 0.0, 0.0
     for name, subset_nats in zip(names, nats.tolist(), strict=True):
@@ -290,16 +351,15 @@ def evaluate(
     return metrics | {"val/loss": loss, "val/bpb": bpb}
 
 
-def summed_nats(model: Transformer, subset: Any, placement: Placement, rank: int, world: int) -> torch.Tensor:
+def summed_nats(model: Transformer, subset: Any, placement: Placement, share: int, shares: int) -> torch.Tensor:
     """float64 nats of this rank's share of a subset; ranks with less to do repeat a batch that counts for nothing."""
     size = placement.micro_batch_sequences
     starts = list(range(0, len(subset.inputs), size))
     total = torch.zeros((), dtype=torch.float64, device=placement.device)
-    for i in range(
-        rank, -(-len(starts) // world) * world, world
-    ):  # FSDP needs the same number of forwards on all ranks
+    # FSDP needs the same number of forwards on all ranks
+    for i in range(share, -(-len(starts) // shares) * shares, shares):
         rows = slice(starts[i % len(starts)], starts[i % len(starts)] + size)
-        inputs, targets = (torch.from_numpy(x[rows]).to(placement.device) for x in (subset.inputs, subset.targets))
+        inputs, targets = (on_device(x[rows], placement) for x in (subset.inputs, subset.targets))
         nats = model(inputs, targets)
         total += nats if i < len(starts) else 0.0
     return total

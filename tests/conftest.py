@@ -1,6 +1,7 @@
 """One thread per process: the suite shares two cores, and tiny models are fastest on one."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,3 +22,10 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rungs import trained_run
 
     return trained_run(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_run` to write to, beside the tokenizer it was trained with."""
+    shutil.copytree(tiny_run.parents[1] / "tokenizers", tmp_path / "root" / "tokenizers")
+    return shutil.copytree(tiny_run, tmp_path / "root" / "runs" / tiny_run.name)

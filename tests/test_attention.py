@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from gopher.attention import IMPLEMENTATIONS, choose, relative_attention, sinusoids
+from gopher.attention import IMPLEMENTATIONS, automatic, choose, relative_attention, sinusoids
 from gopher.errors import UsageError
 
 torch.set_num_threads(1)
@@ -109,4 +109,33 @@ def test_sinusoids_are_exact_to_one_rounding() -> None:
 
 def test_unknown_implementation_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="did you mean 'chunked'"):
-        choose("chunkd", inputs((1, 1, 1, 4))[0])
+        relative_attention(*inputs((1, 1, 1, 4)), scale=1.0, impl="chunkd")
+
+
+def test_a_choice_comes_with_its_reason() -> None:
+    name, sentence = choose("auto", torch.device("cpu"), torch.float64, (7, 1, 3, 4))
+    assert name == "chunked"
+    assert sentence == "chunked attention on cpu for torch.float64 (7, 1, 3, 4) (triton runs on CUDA, not on cpu)"
+
+
+def test_triton_is_refused_where_it_cannot_run() -> None:
+    with pytest.raises(UsageError, match="attention=triton runs on CUDA, not on cpu; use attention=auto"):
+        choose("triton", torch.device("cpu"), torch.float32, (1, 1, 8, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_large_shapes_on_cuda_without_triton_do_not_hold_all_scores(dtype: torch.dtype) -> None:
+    cuda = torch.device("cuda")
+    assert automatic(cuda, dtype, (1, 16, 2048, 32), "is not installed") == "sdpa_bias"
+    assert automatic(cuda, dtype, (64, 16, 2048, 32), "is not installed") == "chunked"
+    assert automatic(cuda, dtype, (64, 16, 2048, 32), None) == "triton"
+
+
+@pytest.mark.parametrize("impl", ["chunked", "sdpa_bias", "reference"])
+def test_float32_biases_under_bfloat16_queries(impl: str) -> None:
+    """What autocast gives: torch's batched products refuse the mixture, so biases and table are cast."""
+    wide = [x.detach() for x in inputs((1, 2, 20, 8), torch.float32)]
+    mixed = [x.bfloat16() for x in wide[:3]] + wide[3:]
+    out = relative_attention(*mixed, scale=0.3, impl=impl)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), relative_attention(*wide, scale=0.3, impl=impl), rtol=0.1, atol=0.05)

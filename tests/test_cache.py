@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference import SPEC, model_of
 
+from gopher.attention import sinusoids
 from gopher.cache import HIDDEN, Cache, Places, Reader, check_tokens
 from gopher.errors import UsageError
 from gopher.model import Transformer
@@ -22,8 +23,9 @@ def full(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
     """Hidden states without any cache."""
     with torch.no_grad():
         x = model.embed(tokens)
+        table = sinusoids(x.size(1), model.spec.d_model, x.dtype, x.device)
         for block in model.blocks:
-            x = block(x)
+            x = block(x, table, "reference")
         return model.norm(x)
 
 

@@ -38,13 +38,13 @@ def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_one_checkpoint_in_json(tiny_run: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"checkpoint={tiny_run}", "tasks=[colours,lost]", f"tasks_path={tasks}", "format=json"]
+def test_one_checkpoint_in_json(own_run: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"checkpoint={own_run}", "tasks=[colours,lost]", f"tasks_path={tasks}", "format=json"]
     first = told(words, capsys)
     assert first["requests_scored"] == 2 * 60  # the checkpoint and the untrained model
     assert {r["step"] for r in first["results"]} == {0, 20}
     assert {"run", "step", "task", "metric", "value", "stderr", "n"} <= set(first["results"][0])
-    assert first["results"][0]["run"] == tiny_run.name and first["results"][0]["n"] == 20
+    assert first["results"][0]["run"] == own_run.name and first["results"][0]["n"] == 20
     assert [s["task"] for s in first["skipped"]] == ["lost"] and "gone.jsonl" in first["skipped"][0]["reason"]
     again = told(words, capsys)
     assert again["requests_scored"] == 0 and again["results"] == first["results"]

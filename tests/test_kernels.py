@@ -28,9 +28,9 @@ def errors(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) ->
     """Relative errors of the output and of the gradients of q, k, v, r, u, v_bias against float64 on the same numbers."""
     batch, heads, length, width = shape
     generator = torch.Generator().manual_seed(length)
-    sizes = [(batch, length, 3, heads, width), (heads, length, width), (heads, width), (heads, width)]
+    sizes = [(batch, length, heads, 3, width), (heads, length, width), (heads, width), (heads, width)]
     joint, r, u, v_bias = (torch.randn(s, generator=generator, dtype=torch.float64).to(device, dtype) for s in sizes)
-    given = [*joint.permute(2, 0, 3, 1, 4), r, u, v_bias]  # strided q, k, v as in the model
+    given = [*joint.permute(3, 0, 2, 1, 4), r, u, v_bias]  # strided q, k, v as in the model
 
     def results(impl: str | None, wanted: torch.dtype) -> list[torch.Tensor]:
         inputs = [x.to(wanted).requires_grad_() for x in given]
@@ -50,7 +50,7 @@ def test_the_interpreted_kernel_equals_float64() -> None:
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert len(rows) == 4
+    assert len(rows) == 6
     for name, found in rows.items():
         limit = TOLERANCES[getattr(torch, name.split()[0])]
         assert len(found) == 7 and all(x < limit for x in found), (name, found)
@@ -78,7 +78,7 @@ def argument_type(name: str, constants: dict[str, int]) -> str:
         return "constexpr"
     if name in ("LogSum", "Delta"):
         return "*fp32"
-    return "i32" if name in ("T", "H", "key_stride", "value_stride") else "*bf16"
+    return "i32" if name in ("T", "H", "key_row", "key_head", "value_row", "value_head") else "*bf16"
 
 
 @needs_triton
@@ -109,5 +109,6 @@ def test_on_the_device(shape: tuple[int, int, int, int], dtype: torch.dtype) -> 
 
 if __name__ == "__main__":
     cases = [((1, 2, 150, 32), torch.float32), ((2, 1, 200, 64), torch.float32)]
-    cases += [((1, 2, 150, 32), torch.float16), ((2, 1, 200, 64), torch.float16)]
+    cases += [((1, 2, 150, 32), torch.float16), ((2, 1, 200, 64), torch.float16), ((1, 1, 130, 128), torch.float16)]
+    cases += [((1, 1, 550, 32), torch.float16)]  # two blocks of rows in the products of position scores
     print(json.dumps({f"{str(d).removeprefix('torch.')} {s}": errors(s, d, "cpu") for s, d in cases}))

@@ -16,6 +16,7 @@ from gopher.record import RunFolder
 from sweeps.status import NEW
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+HANG_SECONDS = 400
 WORDS = [
     "sweep=demo",
     "rungs=[54k,121k]",
@@ -27,13 +28,31 @@ WORDS = [
 
 
 def command(verb: str, text: Path, root: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "sweeps.cli", verb, *WORDS, f"data.path={text}", f"output_root={root}", *more]
+    return [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        "-m",
+        "sweeps.cli",
+        verb,
+        *WORDS,
+        f"data.path={text}",
+        f"output_root={root}",
+        *more,
+    ]
 
 
 def gopher(verb: str, text: Path, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(verb, text, root, *more), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done
+    """The ended command; one that hangs is told with the stacks of all its threads."""
+    words = command(verb, text, root, *more)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, err = process.communicate(timeout=HANG_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err[-20_000:]
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def status(text: Path, root: Path) -> list[dict]:

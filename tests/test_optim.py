@@ -24,7 +24,7 @@ NARROW = PrecisionSpec(parameters="bfloat16", compute="bfloat16", stochastic_rou
 
 def adam_on(values: torch.Tensor, run: RunSpec, start: int = 0) -> tuple[Adam, torch.nn.Parameter]:
     parameter = torch.nn.Parameter(values.clone())
-    return Adam([Part(name="w", parameter=parameter, local=parameter.detach(), start=start)], run), parameter
+    return Adam([Part(name="w", parameter=parameter, local=parameter.detach(), place=start)], run), parameter
 
 
 def gradient(step: int, count: int) -> torch.Tensor:
@@ -83,7 +83,8 @@ def test_norm_is_over_all_gradients_in_float64() -> None:
     adam, parameter = adam_on(torch.zeros(1000), demo_spec())
     parameter.grad = gradient(1, 1000)
     assert adam.squared_norm().item() == pytest.approx(parameter.grad.double().square().sum().item(), rel=1e-14)
-    assert clip_scale(0.5, 1.0) == 1.0 and clip_scale(4.0, 1.0) == 0.25
+    scales = clip_scale(torch.tensor([0.25, 16.0, math.nan], dtype=torch.float64), 1.0)
+    assert scales[:2].tolist() == [1.0, 0.25] and math.isnan(scales[2])
 
 
 def test_bfloat16_parameters_follow_updates_below_their_resolution() -> None:
@@ -156,7 +157,7 @@ def muon_on(weights: torch.Tensor, gains: torch.Tensor) -> tuple[Adam, list[torc
     run = dataclasses.replace(demo_spec(), optim=dataclasses.replace(demo_spec().optim, kind="muon"))
     parameters = [torch.nn.Parameter(x.clone()) for x in (weights, gains)]
     names = ("blocks.0.up.weight", "blocks.0.norm_1.gain")
-    parts = [Part(name=n, parameter=p, local=p.detach(), start=0) for n, p in zip(names, parameters, strict=True)]
+    parts = [Part(name=n, parameter=p, local=p.detach(), place=0) for n, p in zip(names, parameters, strict=True)]
     return optimizer_of(parts, run), parameters
 
 
@@ -196,7 +197,7 @@ def test_muon_refuses_parts_of_matrices_and_rounding() -> None:
     run = dataclasses.replace(demo_spec(), optim=dataclasses.replace(demo_spec().optim, kind="muon"))
     matrix = torch.nn.Parameter(torch.ones(6, 8))
     with pytest.raises(UsageError, match="placement.workers=1"):
-        optimizer_of([Part(name="blocks.0.up.weight", parameter=matrix, local=matrix.detach()[:3], start=0)], run)
+        optimizer_of([Part(name="blocks.0.up.weight", parameter=matrix, local=matrix.detach()[:3], place=0)], run)
     with pytest.raises(UsageError, match="stochastic rounding"):
         dataclasses.replace(run, precision=NARROW)
     with pytest.raises(UsageError, match="adam or muon"):

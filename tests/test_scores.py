@@ -38,13 +38,8 @@ def tasks(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tiny_run: Path, tmp_path: Path) -> RunFolder:
-    """A copy of a trained run, beside the tokenizer it was trained with."""
-    root = tiny_run.parents[1]
-    shutil.copytree(root / "tokenizers", tmp_path / "root" / "tokenizers")
-    target = tmp_path / "root" / "runs" / tiny_run.name
-    shutil.copytree(tiny_run, target)
-    return RunFolder(target)
+def run(own_run: Path) -> RunFolder:
+    return RunFolder(own_run)
 
 
 @pytest.mark.filterwarnings("ignore")  # the harness and its data library warn of many things

@@ -3,6 +3,7 @@ its sentence, a run is found by key, prefix, rung and rung/seed, and a worker's 
 
 import dataclasses
 import json
+import logging
 import subprocess
 import sys
 import warnings
@@ -94,6 +95,7 @@ def test_worker_output_warnings_and_crashes_are_kept(root: Path, capsys: pytest.
     folder = add(root, demo_spec(seed=5), state=FAILED)
     with pytest.raises(ZeroDivisionError), worker_log(folder.path, "rank0"):
         print("hello from the worker")
+        logging.getLogger("gopher.model").info("chunked attention")
         warnings.warn("a checkpoint is corrupt", stacklevel=1)
         1 / 0  # noqa: B018
     folder.path.joinpath("events.jsonl").write_text(
@@ -102,7 +104,11 @@ def test_worker_output_warnings_and_crashes_are_kept(root: Path, capsys: pytest.
     sys.argv = ["gopher", "logs", folder.path.name, f"output_root={root}", "follow=true"]
     assert main() == 0
     said = capsys.readouterr().out
-    assert "step 3 rewind: back to 2" in said and "rank0: hello from the worker" in said
+    assert (
+        "step 3 rewind: back to 2" in said
+        and "rank0: hello from the worker" in said
+        and "rank0: chunked attention" in said
+    )
     assert "a checkpoint is corrupt" in said and "ZeroDivisionError" in said
 
 

@@ -39,14 +39,14 @@ def store_rows(base, rows, stride, T, value, D: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    Query, Key, Value, P, Out, LogSum, T, H, key_stride, value_stride,
+    Query, Key, Value, P, Out, LogSum, T, H, key_row, key_head, value_row, value_head,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     m, sequence_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sequence, head, own_stride = sequence_head // H, sequence_head % H, H * D
     own = sequence * T * own_stride + head * D
-    keys = Key + sequence * T * key_stride + head * D
-    values = Value + sequence * T * value_stride + head * D
+    keys = Key + sequence * T * key_row + head * key_head
+    values = Value + sequence * T * value_row + head * value_head
     i = m * BM + tl.arange(0, BM)
     query = load_rows(Query + own, i, own_stride, T, D)
     top = tl.full([BM], HIDDEN, tl.float32)
@@ -57,13 +57,13 @@ def forward_kernel(
         j = n + tl.arange(0, BN)
         seen = (i[:, None] >= j[None, :]) & (i[:, None] < T)
         scores = tl.load(by_distance + i[:, None] * T + (i[:, None] - j[None, :]), mask=seen, other=0.0).to(tl.float32)
-        scores += tl.dot(query, tl.trans(load_rows(keys, j, key_stride, T, D)), input_precision="ieee")
+        scores += tl.dot(query, tl.trans(load_rows(keys, j, key_row, T, D)), input_precision="ieee")
         scores = tl.where(seen, scores, HIDDEN)
         higher = tl.maximum(top, tl.max(scores, 1))
         p = tl.exp(scores - higher[:, None])
         shrink = tl.exp(top - higher)
         total, top = total * shrink + tl.sum(p, 1), higher
-        value = load_rows(values, j, value_stride, T, D)
+        value = load_rows(values, j, value_row, T, D)
         out = out * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
     store_rows(Out + own, i, own_stride, T, out / total[:, None], D)
     tl.store(LogSum + sequence_head * T + i, top + tl.log(total), mask=i < T)
@@ -71,7 +71,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_keys_kernel(
-    Query, Key, Value, P, GradOut, LogSum, Delta, GradKey, GradValue, T, H, key_stride, value_stride,
+    Query, Key, Value, P, GradOut, LogSum, Delta, GradKey, GradValue, T, H, key_row, key_head, value_row, value_head,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of keys and values; P becomes the gradient of the scores, by distance."""
@@ -79,8 +79,8 @@ def backward_keys_kernel(
     sequence, head, own_stride = sequence_head // H, sequence_head % H, H * D
     own = sequence * T * own_stride + head * D
     j = n * BN + tl.arange(0, BN)
-    key = load_rows(Key + sequence * T * key_stride + head * D, j, key_stride, T, D)
-    value = load_rows(Value + sequence * T * value_stride + head * D, j, value_stride, T, D)
+    key = load_rows(Key + sequence * T * key_row + head * key_head, j, key_row, T, D)
+    value = load_rows(Value + sequence * T * value_row + head * value_head, j, value_row, T, D)
     grad_key = tl.zeros([BN, D], tl.float32)
     grad_value = tl.zeros([BN, D], tl.float32)
     by_distance = P + sequence_head * T * T
@@ -106,12 +106,12 @@ def backward_keys_kernel(
 
 @triton.jit
 def backward_queries_kernel(
-    Key, GradP, GradQuery, T, H, key_stride, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+    Key, GradP, GradQuery, T, H, key_row, key_head, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
 ):
     """Gradient of one block of query_u: the gradient of the scores, read by distance, times the keys."""
     m, sequence_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sequence, head, own_stride = sequence_head // H, sequence_head % H, H * D
-    keys = Key + sequence * T * key_stride + head * D
+    keys = Key + sequence * T * key_row + head * key_head
     i = m * BM + tl.arange(0, BM)
     total = tl.zeros([BM, D], tl.float32)
     by_distance = GradP + sequence_head * T * T
@@ -119,7 +119,7 @@ def backward_queries_kernel(
         j = n + tl.arange(0, BN)
         seen = (i[:, None] >= j[None, :]) & (i[:, None] < T)
         grad = tl.load(by_distance + i[:, None] * T + (i[:, None] - j[None, :]), mask=seen, other=0.0)
-        total += tl.dot(grad, load_rows(keys, j, key_stride, T, D), input_precision="ieee")
+        total += tl.dot(grad, load_rows(keys, j, key_row, T, D), input_precision="ieee")
     store_rows(GradQuery + sequence * T * own_stride + head * D, i, own_stride, T, total, D)
 
 
@@ -172,7 +172,7 @@ def attention(
         n_heads, length = q.shape[1:3]
         query_u, query_v = biased(q[part], u, scale), biased(q[part], v_bias, scale)
         position = position_scores(query_v, r)
-        strides = (length, n_heads, k.stride(2), v.stride(2))
+        strides = (length, n_heads, k.stride(2), k.stride(1), v.stride(2), v.stride(1))
         launch(forward_kernel, "BM", query_u, query_u, k[part], v[part], position, out[part], log_sum[part], *strides)
     return out, log_sum
 
@@ -201,9 +201,20 @@ def attention_backward(
         delta = (grad_out[part].float() * out[part]).sum(-1).contiguous()
         launch(
             backward_keys_kernel, "BN", query_u, query_u, k[part], v[part], position, grad_out[part], log_sum[part],
-            delta, grad_k[part], grad_v[part], length, n_heads, k.stride(2), v.stride(2),
+            delta, grad_k[part], grad_v[part], length, n_heads, k.stride(2), k.stride(1), v.stride(2), v.stride(1),
         )  # fmt: skip
-        launch(backward_queries_kernel, "BM", query_u, k[part], position, grad_q[part], length, n_heads, k.stride(2))
+        launch(
+            backward_queries_kernel,
+            "BM",
+            query_u,
+            k[part],
+            position,
+            grad_q[part],
+            length,
+            n_heads,
+            k.stride(2),
+            k.stride(1),
+        )
         grad_position = position_gradients(position, query_v, r, grad_r)
         grad_u += grad_q[part].sum((0, 2), dtype=torch.float32) * scale
         grad_w += grad_position.sum((0, 2), dtype=torch.float32) * scale
@@ -266,10 +277,9 @@ def own_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself when only its row stride is free, as for a slice of the joint q, k, v map; else a copy."""
-    batch, _, length, width = x.shape
-    row = x.stride(2)
-    fits = x.stride(3) == 1 and x.stride(1) == width and (batch == 1 or x.stride(0) == length * row)
+    """`x` itself when only its row and head strides are free, as for a slice of the joint q, k, v map; else a copy."""
+    batch, _, length, _ = x.shape
+    fits = x.stride(3) == 1 and (batch == 1 or x.stride(0) == length * x.stride(2))
     return x if fits else own_rows(x)
 
 

@@ -161,13 +161,16 @@ def lean_trainer(controllers: Any) -> Any:
 class Controllers:
     """Actor in which the controllers of a driver's gangs run, a thread each, where Ray Train starts a process for every one."""
 
+    def __init__(self) -> None:
+        from ray.train.v2._internal.execution.controller import TrainController
+
+        self._made = TrainController  # imported before there are threads
+
     def run(self, parts: dict[str, Any]) -> Any:
         """What the controller made of `parts` results in, after the gang's end."""
         import asyncio
 
-        from ray.train.v2._internal.execution.controller import TrainController
-
-        controller = TrainController(**parts)
+        controller = self._made(**parts)
         asyncio.run(controller.run())
         return controller.get_result()
 
