@@ -60,10 +60,7 @@ def uncached(model: Transformer, tokens: list[list[int]], count: int) -> list[li
     """Greedy tokens, the whole sequence read again for each one."""
     whole = torch.tensor(tokens)
     for _ in range(count):
-        x = model.embed(whole)
-        for block in model.blocks:
-            x = block(x)
-        logits = model.norm(x)[:, -1] @ model.embedding.t()
+        logits = model.hidden(whole)[:, -1] @ model.embedding.t()
         whole = torch.cat([whole, logits.argmax(-1, keepdim=True)], dim=1)
     return whole[:, len(tokens[0]) :].tolist()
 

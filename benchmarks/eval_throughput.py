@@ -139,10 +139,7 @@ class PlainLM(TemplateLM):
             rows = [torch.tensor((context + rest)[:-1]) for _, context, rest in chunk]
             padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
             with torch.no_grad():
-                x = self.model.embed(padded)
-                for block in self.model.blocks:
-                    x = block(x)
-                log_probs = torch.log_softmax(self.model.norm(x) @ self.model.embedding.t(), dim=-1)
+                log_probs = torch.log_softmax(self.model.hidden(padded) @ self.model.embedding.t(), dim=-1)
             for row, ids, (request, context, rest) in zip(log_probs, rows, chunk, strict=True):
                 own = row[len(ids) - len(rest) : len(ids)]
                 greedy = own.argmax(dim=-1)

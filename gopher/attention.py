@@ -57,7 +57,7 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype, shape: tuple[int
         raise UsageError(f"attention=triton {refusal}; use attention=auto")
     name = automatic(device, dtype, shape, refusal) if impl == "auto" else impl
     reason = f" (triton {refusal})" if impl == "auto" and refusal else ""
-    return name, f"{name} attention on {device} for {dtype} {shape}{reason}"
+    return name, f"{name} attention for {dtype} on {device}, {shape[1]} heads of width {shape[3]}{reason}"
 
 
 def automatic(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], refusal: str | None) -> str:

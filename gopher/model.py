@@ -136,16 +136,21 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """float32 logits (B, T, V); with `targets` (B, T) instead the cross-entropy in nats summed over targets >= 0."""
+        x = self.hidden(tokens)
+        if targets is None:
+            return F.linear(x, self.embedding).float()
+        return summed_loss(x.flatten(0, 1), self.embedding, targets.flatten())
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Final hidden states (B, T, d_model) of `tokens` (B, T)."""
         x = self.embed(tokens)
         # chosen and looked up here, once: a compiled block would trace through both caches
         table = sinusoids(x.size(1), self.spec.d_model, x.dtype, x.device)
         attention = self.implementation(x)
         for block in self.blocks:
             x = block(x, table, attention)
-        x = self.norm(x)
-        if targets is None:
-            return F.linear(x, self.embedding).float()
-        return summed_loss(x.flatten(0, 1), self.embedding, targets.flatten())
+        hidden: torch.Tensor = self.norm(x)
+        return hidden
 
     def implementation(self, x: torch.Tensor) -> str:
         """The attention's implementation for block inputs like `x`; logged when it is new to this model."""

@@ -115,7 +115,9 @@ def test_unknown_implementation_is_refused_with_a_suggestion() -> None:
 def test_a_choice_comes_with_its_reason() -> None:
     name, sentence = choose("auto", torch.device("cpu"), torch.float64, (7, 1, 3, 4))
     assert name == "chunked"
-    assert sentence == "chunked attention on cpu for torch.float64 (7, 1, 3, 4) (triton runs on CUDA, not on cpu)"
+    assert (
+        sentence == "chunked attention for torch.float64 on cpu, 1 heads of width 4 (triton runs on CUDA, not on cpu)"
+    )
 
 
 def test_triton_is_refused_where_it_cannot_run() -> None:

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference import SPEC, model_of
 
-from gopher.attention import sinusoids
 from gopher.cache import HIDDEN, Cache, Places, Reader, check_tokens
 from gopher.errors import UsageError
 from gopher.model import Transformer
@@ -22,11 +21,7 @@ MODEL = model_of(torch.float64)
 def full(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
     """Hidden states without any cache."""
     with torch.no_grad():
-        x = model.embed(tokens)
-        table = sinusoids(x.size(1), model.spec.d_model, x.dtype, x.device)
-        for block in model.blocks:
-            x = block(x, table, "reference")
-        return model.norm(x)
+        return model.hidden(tokens)
 
 
 def text(rows: int, length: int) -> torch.Tensor:

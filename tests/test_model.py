@@ -164,7 +164,7 @@ def test_every_model_logs_its_attention_once(caplog: pytest.LogCaptureFixture) -
         for model in (tiny(), tiny()):
             model(batch()[0])
             model(batch()[0])
-    said = "chunked attention on cpu for torch.float32 (3, 2, 24, 8) (triton runs on CUDA, not on cpu)"
+    said = "chunked attention for torch.float32 on cpu, 2 heads of width 8 (triton runs on CUDA, not on cpu)"
     assert [r.getMessage() for r in caplog.records] == [said] * 2
 
 

@@ -31,10 +31,7 @@ def naive(reader: Reader, requests: list[Request], window: int = WINDOW) -> list
         whole = [*context, *continuation]
         inputs = torch.tensor([whole[:-1][-window:]])
         with torch.no_grad():
-            x = reader.model.embed(inputs)
-            for block in reader.model.blocks:
-                x = block(x)
-            logits = reader.model.norm(x)[0] @ reader.model.embedding.t()
+            logits = reader.model.hidden(inputs)[0] @ reader.model.embedding.t()
         log_probs, n = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1), len(continuation)
         targets = torch.tensor(list(continuation))
         scores.append(
@@ -76,16 +73,13 @@ def examples() -> list[Request]:
         read = tokens(20 + document, 14)
         requests += [(read, tokens(30 + option, 2 + option)) for option in range(4)]
     requests += [(tokens(40, 5), tokens(41, 3)), (tokens(42, 90), tokens(43, 4)), requests[4]]
-    greedy = int(READER.logits(READER.model.norm(states(tokens(44, 8))))[0, -1].argmax())
+    greedy = int(READER.logits(states(tokens(44, 8)))[0, -1].argmax())
     return [*requests, (tokens(44, 8), [greedy])]
 
 
 def states(row: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        x = READER.model.embed(torch.tensor([row]))
-        for block in READER.model.blocks:
-            x = block(x)
-        return x
+        return READER.model.hidden(torch.tensor([row]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
