@@ -363,6 +363,28 @@ class Placement:
         )
 
 
+def check_shares(run: RunSpec, placement: Placement, world: int) -> None:
+    """Refuse a batch that the ranks cannot share out in whole micro-batches, and heads that they cannot share out."""
+    sequences, micro, together = run.batch.sequences, placement.micro_batch_sequences, placement.tensor_parallel
+    if run.model.n_heads % together:
+        raise UsageError(
+            f"placement.tensor_parallel is {together} but {run.rung} has {run.model.n_heads} heads; use a number that divides them"
+        )
+    shares = world // together
+    if sequences % shares:
+        raise UsageError(
+            f"batch.sequences is {sequences} and placement.workers {world}"
+            + (f" in groups of {together}" if together > 1 else "")
+            + "; use a number of workers that divides the batch"
+        )
+    if sequences % (shares * micro):
+        fits = max(m for m in range(1, micro + 1) if (sequences // shares) % m == 0)
+        raise UsageError(
+            f"batch.sequences is {sequences}, not a multiple of {shares} workers * {micro} sequences of "
+            f"placement.micro_batch_sequences; set placement.micro_batch_sequences={fits}"
+        )
+
+
 def named_steps(placement: Placement, steps: int) -> frozenset[int]:
     """Steps of a run whose checkpoints are kept for ever: Pythia's (Biderman et al. 2023, section 2.1), or none."""
     if placement.named_checkpoints == "none":

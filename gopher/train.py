@@ -25,7 +25,7 @@ from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.shard import build, parts, process_group, release, sync_gradients
 from gopher.size import mfu, params_non_embedding, peak_flops, train_flops
-from gopher.spec import Placement, RunSpec
+from gopher.spec import Placement, RunSpec, check_shares
 from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
 
 LOGGED_ROWS = 250  # at most about this many rows per run, however long it is
@@ -285,28 +285,6 @@ def start_over(model: Transformer, adam: Adam, run: RunSpec, placement: Placemen
 
 
 # ---- batches
-
-
-def check_shares(run: RunSpec, placement: Placement, world: int) -> None:
-    """Refuse a batch that the ranks cannot share out in whole micro-batches, and heads that they cannot share out."""
-    sequences, micro, together = run.batch.sequences, placement.micro_batch_sequences, placement.tensor_parallel
-    if run.model.n_heads % together:
-        raise UsageError(
-            f"placement.tensor_parallel is {together} but {run.rung} has {run.model.n_heads} heads; use a number that divides them"
-        )
-    shares = world // together
-    if sequences % shares:
-        raise UsageError(
-            f"batch.sequences is {sequences} and placement.workers {world}"
-            + (f" in groups of {together}" if together > 1 else "")
-            + "; use a number of workers that divides the batch"
-        )
-    if sequences % (shares * micro):
-        fits = max(m for m in range(1, micro + 1) if (sequences // shares) % m == 0)
-        raise UsageError(
-            f"batch.sequences is {sequences}, not a multiple of {shares} workers * {micro} sequences of "
-            f"placement.micro_batch_sequences; set placement.micro_batch_sequences={fits}"
-        )
 
 
 def check_vocabulary(run: RunSpec, store: TokenStore) -> None:

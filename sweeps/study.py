@@ -10,7 +10,7 @@ from gopher import corpus, data
 from gopher.errors import UsageError, did_you_mean
 from gopher.identity import flatten
 from gopher.parent import Parent, find_parent
-from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build, plain_name
+from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build, check_shares, plain_name
 from sweeps.compose import Composed, compose, groups, hydra_session
 
 RUN_SECTIONS = ("model", "optim", "batch", "precision", "evaluation")
@@ -187,9 +187,10 @@ def placement_of(tree: dict[str, Any], spec: RunSpec, parent: Parent | None) -> 
     values = dict(tree["placement"])
     values["log_every_steps"] = values["log_every_steps"] or max(1, spec.steps // ROWS_PER_RUN)
     data_dir = str((Path(tree["output_root"]) / "data" / spec.data_key).absolute())
-    return build(
-        Placement, {**values, "data_dir": data_dir, "parent_dir": str(parent.folder) if parent else None}, "placement"
-    )
+    folders = {"data_dir": data_dir, "parent_dir": str(parent.folder) if parent else None}
+    placement = build(Placement, values | folders, "placement")
+    check_shares(spec, placement, placement.workers)
+    return placement
 
 
 class Inputs:

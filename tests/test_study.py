@@ -40,6 +40,14 @@ def test_the_paper_ladder(tmp_path: Path) -> None:
     assert all(r.spec.model.context == 2048 and r.spec.tokens == 300_000_000_000 for r in runs)
     assert {r.spec.rung: r.spec.optim.clip_norm for r in runs}["280b"] == 0.25
     assert runs[-1].spec.batch_tokens(runs[-1].spec.steps - 1) == 6_291_456
+    assert runs[-1].placement.tensor_parallel == 8
+
+
+def test_what_workers_cannot_share_out_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch.sequences is 8 and placement.workers 3; use a number of workers"):
+        study(tmp_path, "sweep=demo", "placement.workers=3")
+    with pytest.raises(UsageError, match="tensor_parallel is 8 but 54k has . heads; use a number that divides them"):
+        study(tmp_path, "sweep=demo", "placement.workers=8", "placement.tensor_parallel=8")
 
 
 def test_the_demo_ladder_has_its_shape(tmp_path: Path) -> None:
