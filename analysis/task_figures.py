@@ -23,6 +23,7 @@ from analysis.drawing import (
     value_axis,
 )
 from analysis.numbers import MISSING, listed, number, percent, rung_name, uncertain
+from analysis.published import MODEL, published
 from analysis.tasks import Gain, TaskScore, by_rung, by_task, gains, without_gain
 
 PANELS = 8  # of one figure; more tasks go to a further one
@@ -70,7 +71,11 @@ def task_page(category: str, members: Sequence[tuple[str, str, list[TaskScore]]]
         caption = (
             caption.replace(" cross: the largest model before training;", "") + " The untrained models were not scored."
         )
-    header = ("task", "metric", "rung", "score", "untrained", "chance", "items")
+    known = {(task, metric): p for task, metric, _ in members if (p := published(task, metric))}
+    if known:
+        sources = dict.fromkeys(p.source for p in known.values())
+        caption += f" Dashed line, or an arrow where it lies outside: {MODEL} ({'; '.join(sources)}), whose prompts may differ."
+    header = ("task", "metric", "rung", "score", "untrained", "chance", "items", MODEL)
     stem = "tasks_" + "".join(c if c.isalnum() else "_" for c in category.lower()) + (f"_{part}" if part else "")
     return finish(page, stem, title, alt, caption, Table(header=header, rows=rows))
 
@@ -84,8 +89,10 @@ def panel(ax: Any, task: str, metric: str, group: Sequence[TaskScore], single: b
     everything += [chance] if chance is not None else []
     size_axis(ax.xaxis, *padded(x, 0.09), "", most=3 if not single else 5)
     value_axis(ax.yaxis, *padded(everything, 0.1, log=False), "", most=4)
-    if not single:
-        ax.set_title(f"{task}\n{metric}", pad=4)
+    heading = [] if single else [task, metric]
+    if reference := published(task, metric):
+        heading.append(f"{MODEL} {number(reference.value, 3)}{behind(ax, reference.value)}")
+    ax.set_title("\n".join(heading), pad=4)
     if chance is not None:
         ax.axhline(chance, color=MUTED, lw=1.2, dashes=(1.5, 2), zorder=2)
     ax.errorbar(
@@ -107,6 +114,15 @@ def panel(ax: Any, task: str, metric: str, group: Sequence[TaskScore], single: b
         )
 
 
+def behind(ax: Any, value: float) -> str:
+    """A line at the published score where it lies among our scores, else an arrow that says on which side it is."""
+    low, high = ax.get_ylim()
+    if low <= value <= high:
+        ax.axhline(value, color=LAW, lw=1.2, dashes=(6, 3), zorder=1)
+        return ""
+    return " ↑" if value > high else " ↓"
+
+
 def name_marks(ax: Any, group: Sequence[TaskScore]) -> None:
     """Words on the first panel for the line and the cross that all panels share."""
     floor, chance = by_rung(group, untrained=True), group[0].chance
@@ -118,7 +134,7 @@ def name_marks(ax: Any, group: Sequence[TaskScore]) -> None:
 
 def task_rows(task: str, metric: str, group: Sequence[TaskScore]) -> list[tuple[str, ...]]:
     floor = {r.rung: r for r in by_rung(group, untrained=True)}
-    chance, items = group[0].chance, group[0].n
+    chance, items, known = group[0].chance, group[0].n, published(task, metric)
     return [
         (
             task,
@@ -128,6 +144,7 @@ def task_rows(task: str, metric: str, group: Sequence[TaskScore]) -> list[tuple[
             uncertain(floor[r.rung].value, floor[r.rung].stderr) if r.rung in floor else MISSING,
             number(chance, 3),
             f"{items:,}" if items else MISSING,
+            f"{number(known.value, 3)} ({known.shots}-shot)" if known else MISSING,
         )
         for r in by_rung(group)
     ]
@@ -139,6 +156,8 @@ def panel_words(task: str, metric: str, group: Sequence[TaskScore]) -> str:
     floor = by_rung(group, untrained=True)
     beside = [f"chance {number(chance, 3)}"] if chance is not None else []
     beside += [f"untrained {number(floor[-1].value, 3)}"] if floor else []
+    if reference := published(task, metric):
+        beside.append(f"{MODEL} {number(reference.value, 3)}")
     against = f" ({', '.join(beside)})" if beside else ""
     return f"{task} {metric}: {number(rungs[0].value, 3)} at {rung_name(rungs[0].rung)}, {number(rungs[-1].value, 3)} at {rung_name(rungs[-1].rung)}{against}."
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from gopher.errors import UsageError, did_you_mean
 
-QUERY_ROWS = 128  # per chunk: scratch is O(QUERY_ROWS * T) instead of O(T^2)
+QUERY_ROWS = 128  # the largest chunk: scratch is O(QUERY_ROWS * T) instead of O(T^2)
 BIAS_BYTES = 1 << 30  # position scores of one layer up to which SDPA with a bias is tried on CUDA
 KEEP_BYTES = 256 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
 
@@ -132,11 +132,11 @@ def chunked(
     u: Any,
     v_bias: Any,
     scale: float,
-    rows: int = QUERY_ROWS,
+    rows: int | None = None,
     keep_bytes: int = KEEP_BYTES,
 ) -> torch.Tensor:
     """By blocks of `rows` queries; probabilities above `keep_bytes` are computed again in the backward pass."""
-    return Chunked.apply(q, k, v, r, u, v_bias, scale, rows, keep_bytes)
+    return Chunked.apply(q, k, v, r, u, v_bias, scale, rows or query_rows(q.size(2)), keep_bytes)
 
 
 def triton(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
@@ -173,7 +173,7 @@ class Chunked(torch.autograd.Function):
         table = descending(r)
         keeping = any(ctx.needs_input_grad) and n_heads * batch * length * length * q.itemsize <= keep
         outputs, kept = [], []
-        for block in blocks(length, rows):
+        for block in row_blocks(length, rows):
             weights = probabilities(query_u, query_v, keys, table, block).to(q.dtype)
             outputs.append(torch.bmm(weights, values[:, : block.stop]))
             kept += [weights] if keeping else []
@@ -188,7 +188,7 @@ class Chunked(torch.autograd.Function):
         grad_out = grad_out.transpose(0, 1).reshape(-1, length, width)
         grad_keys, grad_values, grad_table = (torch.zeros_like(x) for x in (keys, values, table))
         grads_u, grads_v = [], []
-        for i, block in enumerate(blocks(length, ctx.rows)):
+        for i, block in enumerate(row_blocks(length, ctx.rows)):
             count, seen = block.stop - block.start, block.stop
             weights = kept[i] if kept else probabilities(query_u, query_v, keys, table, block).to(keys.dtype)
             grad = grad_out[:, block]
@@ -199,7 +199,8 @@ class Chunked(torch.autograd.Function):
             grad_keys[:, :seen] += torch.bmm(
                 grad_scores.transpose(1, 2), query_u[:, :, block].reshape(-1, count, width)
             )
-            unshifted = grad_scores.new_zeros(n_heads * batch, count * (seen + 1))
+            unshifted = grad_scores.new_empty(n_heads * batch, count * (seen + 1))
+            unshifted[:, : count - 1] = unshifted[:, -1:] = 0  # what the view leaves out
             shifted_view(unshifted, count, seen).copy_(grad_scores)
             unshifted = unshifted.view(n_heads, batch * count, seen + 1)
             grads_v.append(torch.bmm(unshifted, table[:, length - seen :]).view(-1, count, width))
@@ -222,7 +223,12 @@ class Chunked(torch.autograd.Function):
         )
 
 
-def blocks(length: int, rows: int) -> list[slice]:
+def query_rows(length: int) -> int:
+    """Rows of a chunk: half a block of a square is masked work, so short sequences take smaller ones (measured on CPU)."""
+    return QUERY_ROWS // 2 if length <= 1024 else QUERY_ROWS
+
+
+def row_blocks(length: int, rows: int) -> list[slice]:
     return [slice(begin, min(begin + rows, length)) for begin in range(0, length, rows)]
 
 
@@ -237,9 +243,8 @@ def probabilities(query_u: Any, query_v: Any, keys: Any, table: Any, block: slic
     position = product(query_v[:, :, block].reshape(n_heads, -1, width), table[:, length - seen :].transpose(1, 2))
     # Masking by addition makes the shifted view contiguous in the same pass: on CPU a product added in place to a
     # strided view runs as a loop of single products, and filling by a broadcast mask costs as much as the softmax.
-    scores = shifted_view(position.view(n_heads * batch, -1), count, seen) + causal_mask(
-        count, seen, position.dtype, position.device
-    )
+    mask = causal_mask(count, length, position.dtype, position.device)[:, length - seen :]
+    scores = shifted_view(position.view(n_heads * batch, -1), count, seen) + mask
     queries, keys = query_u[:, :, block].reshape(-1, count, width), keys[:, :seen].transpose(1, 2)
     scores = scores.baddbmm_(queries, keys) if queries.dtype == scores.dtype else scores.add_(product(queries, keys))
     return torch.softmax(scores, dim=-1)

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gopher.attention import QUERY_ROWS, causal_mask, product, relative_attention, shifted_view, sinusoids
+from gopher.attention import (
+    causal_mask,
+    product,
+    query_rows,
+    relative_attention,
+    row_blocks,
+    shifted_view,
+    sinusoids,
+)
 from gopher.errors import UsageError
 from gopher.model import Block, Transformer
 from gopher.step import HIDDEN, step, weights_of
@@ -160,8 +168,7 @@ class Reader:
         scale = 1 / math.sqrt(block.d_head)
         query_u, query_v = ((q + bias[:, None, None]) * scale for bias in (block.u, block.v))
         outputs = []
-        for begin in range(0, q.size(2), QUERY_ROWS):
-            rows = slice(begin, min(begin + QUERY_ROWS, q.size(2)))
+        for rows in row_blocks(q.size(2), query_rows(q.size(2))):
             seen = cache.total + rows.stop
             position = position_scores(query_v[:, :, rows], self.tables[layer][:, -seen - 1 :])
             scores = by_key(position, places and places.block(rows, seen))
