@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from gopher.errors import UsageError, did_you_mean
+from gopher.spec import ATTENTION
 
 QUERY_ROWS = 128  # the largest chunk: scratch is O(QUERY_ROWS * T) instead of O(T^2)
 BIAS_BYTES = 1 << 30  # position scores of one layer up to which SDPA with a bias is tried on CUDA
@@ -49,9 +50,8 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype, shape: tuple[int
     `auto` takes the fastest that fits, any other name is taken at its word. Raises UsageError for an unknown name, and
     for `triton` where it cannot run.
     """
-    known = ("auto", *IMPLEMENTATIONS)
-    if impl not in known:
-        raise UsageError(f"attention is '{impl}'{did_you_mean(impl, known)}; use one of {', '.join(known)}")
+    if impl not in ATTENTION:
+        raise UsageError(f"attention is '{impl}'{did_you_mean(impl, ATTENTION)}; use one of {', '.join(ATTENTION)}")
     refusal = triton_refusal(device, dtype, shape) if impl in ("auto", "triton") else None
     if impl == "triton" and refusal:
         raise UsageError(f"attention=triton {refusal}; use attention=auto")

@@ -46,11 +46,11 @@ def bits(key: int, place: Place, count: int, device: torch.device | str = "cpu",
         index = index // place.width * place.stride + index % place.width + place.start
     else:
         index += place
-    return bits_at(torch.tensor(signed(key), dtype=torch.int64, device=device), index)
+    return bits_at(signed(key), index)
 
 
-def bits_at(keys: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Element index[i] of the stream keys[i] (int64, as `signed`): 64 random bits each."""
+def bits_at(keys: torch.Tensor | int, index: torch.Tensor) -> torch.Tensor:
+    """Element index[i] of the stream keys[i] (int64, as `signed`), or of the one stream `keys`: 64 random bits each."""
     x = (index + 1).mul_(signed(GOLDEN)).add_(keys)
     for shift, factor in FINALISER:
         x.bitwise_xor_(shifted(x, shift)).mul_(signed(factor))

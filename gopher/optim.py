@@ -66,15 +66,15 @@ class Adam:
         self.mean = [torch.zeros_like(p.local, dtype=torch.float32) for p in parts]
         self.square = [torch.zeros_like(p.local, dtype=torch.float32) for p in parts]
         self.by_adam = list(range(len(parts)))  # indices of the parts that Adam updates: here all
+        held = torch.tensor([p.ranks for p in parts], dtype=torch.float64)
+        self._ranks = held.to(parts[0].local.device) if any(p.ranks > 1 for p in parts) else None
 
     @torch.no_grad()
     def squared_norm(self) -> torch.Tensor:
         """float64 sum of squares of the local gradients; its sum over all ranks counts every element once."""
         norms = [torch.linalg.vector_norm(p.gradient, dtype=torch.float64) for p in self.parts]
         squares = torch.stack(norms).square_()
-        if any(p.ranks > 1 for p in self.parts):
-            squares /= squares.new_tensor([p.ranks for p in self.parts])
-        return squares.sum()
+        return (squares if self._ranks is None else squares / self._ranks).sum()
 
     @torch.no_grad()
     def step(self, step: int, rate: float, scale: float | torch.Tensor) -> None:
@@ -109,7 +109,7 @@ class Adam:
             [self.mean[i] for i in used],
             [self.square[i] for i in used],
             [],
-            [torch.tensor(step - 1.0, device=g.device) for g in gradients],  # the kernel counts one on
+            [torch.full((), step - 1.0, device=g.device) for g in gradients],  # the kernel counts one on
             fused=True,
             amsgrad=False,
             beta1=o.beta1,

@@ -11,11 +11,13 @@ runs/<key>/
     evals/            scores of the last checkpoint on tasks, see gopher.evals.scores
 """
 
+import errno
 import fcntl
 import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -48,6 +50,21 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with written_whole(path) as part:
         part.write_text(text, "utf-8")
+
+
+def append(path: Path, line: str, sync: bool = False) -> None:
+    """Append a line whole or not at all; with `sync` it is on disk before this returns. Raises OSError, as for a full disk."""
+    data = line.encode("utf-8")
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +195,7 @@ class RunFolder:
         """
         finite = {k: (v if v is not None and abs(v) < float("inf") else None) for k, v in metrics.items()}
         line = json.dumps({"step": step, "metrics": finite}, sort_keys=True, allow_nan=False) + "\n"
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(line)
+        append(self.path / "metrics.jsonl", line)
 
     def trim_torn_lines(self) -> None:
         """Cut half-written last lines left by a kill, so that the next append starts on a line of its own."""
@@ -191,10 +207,7 @@ class RunFolder:
     def event(self, kind: str, step: int | None, sentence: str, **facts: Any) -> None:
         """Append one event, on disk before this returns: later decisions read it (see gopher.stability)."""
         line = json.dumps({"time": time.time(), "kind": kind, "step": step, "sentence": sentence, **facts}) + "\n"
-        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path / "events.jsonl", line, sync=True)
 
     def events(self) -> list[dict[str, Any]]:
         """Whole events, oldest first."""
@@ -216,7 +229,13 @@ class RunFolder:
             text = (self.path / name).read_text("utf-8")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.split("\n")[:-1] if line]
+        found = []
+        for number, line in enumerate(text.split("\n")[:-1], 1):
+            try:
+                found += [json.loads(line)] if line else []
+            except ValueError:
+                warnings.warn(f"{self.path / name} line {number} cannot be read and is left out", stacklevel=3)
+        return found
 
     def last(self, metric: str) -> float | None:
         """The value of `metric` at its largest step, or None."""

@@ -66,8 +66,11 @@ def train_flops_6n(run: RunSpec) -> float:
     return 6.0 * params_total(run.model) * run.train_tokens
 
 
-# dense bfloat16 FLOP/s of one device, by a part of its name (NVIDIA data sheets; H200 and H100 SXM have the same cores)
+# dense bfloat16 FLOP/s of one device, by a part of its name, the first that fits (NVIDIA data sheets)
 PEAK_BF16 = {
+    "H200 NVL": 836e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
     "H200": 989e12,
     "H100": 989e12,
     "GH200": 989e12,

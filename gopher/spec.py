@@ -17,6 +17,7 @@ from gopher.errors import UsageError, did_you_mean
 from gopher.identity import label, newer, short_key
 
 T = TypeVar("T")
+ATTENTION = ("auto", "reference", "sdpa_bias", "chunked", "triton")  # see gopher.attention
 SPEC_VERSION = 3  # raise it when the same fields begin to mean another computation
 
 
@@ -161,6 +162,8 @@ class OptimSpec:
             f"optim.final_lr_fraction is {self.final_lr_fraction}; give a value in (0, 1]",
         )
         require(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; give a positive norm")
+        require(self.eps > 0, f"optim.eps is {self.eps}; give a positive number")
+        require(self.warmup_start_lr >= 0, f"optim.warmup_start_lr is {self.warmup_start_lr}; give 0 or more")
         require(self.kind in ("adam", "muon"), f"optim.kind is '{self.kind}'; use adam or muon")
 
 
@@ -173,6 +176,8 @@ class BatchSpec:
 
     def __post_init__(self) -> None:
         require(self.sequences >= 1, f"batch.sequences is {self.sequences}; give a positive integer")
+        at = self.double_at_tokens
+        require(at is None or at >= 1, f"batch.double_at_tokens is {at}; give a positive number of tokens, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +324,7 @@ class Placement:
     threads_per_worker: int = 1
     micro_batch_sequences: int = 8  # sequences of one forward pass; the smaller it is, the less memory
     device: str = "cpu"  # cpu | cuda
-    attention: str = "auto"
+    attention: str = "auto"  # one of ATTENTION
     tensor_parallel: int = 1  # neighbouring ranks that share the heads and the MLP of the same sequences
     reshard_after_forward: str = "auto"  # always | never | auto: free gathered parameters until the backward pass
     activation_checkpointing: str = "none"  # none | selective | full
@@ -345,10 +350,13 @@ class Placement:
             "checkpoints": ("sync", "async"),
             "named_checkpoints": ("none", "log"),
             "reshard_after_forward": ("auto", "always", "never"),
+            "attention": ATTENTION,
         }
         for name, choices in known.items():
             require(
-                getattr(self, name) in choices, f"placement.{name} is '{getattr(self, name)}'; use one of {choices}"
+                getattr(self, name) in choices,
+                f"placement.{name} is '{getattr(self, name)}'{did_you_mean(str(getattr(self, name)), choices)}; "
+                f"use one of {', '.join(choices)}",
             )
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}'; use cpu or cuda")
         recompute = ("none", "selective", "full")
@@ -364,8 +372,13 @@ class Placement:
 
 
 def check_shares(run: RunSpec, placement: Placement, world: int) -> None:
-    """Refuse a batch that the ranks cannot share out in whole micro-batches, and heads that they cannot share out."""
+    """Refuse what `world` ranks cannot share out: a batch in whole micro-batches, heads, and matrices for Muon."""
     sequences, micro, together = run.batch.sequences, placement.micro_batch_sequences, placement.tensor_parallel
+    if run.optim.kind == "muon" and world > 1:
+        raise UsageError(
+            f"optim.kind is muon, which needs whole matrices on one rank, and placement.workers is {world}; "
+            "set placement.workers=1, or optim.kind=adam"
+        )
     if run.model.n_heads % together:
         raise UsageError(
             f"placement.tensor_parallel is {together} but {run.rung} has {run.model.n_heads} heads; use a number that divides them"

@@ -5,6 +5,7 @@ system. Age is told by the file system's own clock, which all hosts share. A hol
 of for `STALE_SECONDS`, loses the lease to the next launch.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from gopher.errors import SetupError
+from gopher.errors import SetupError, UsageError
 from gopher.record import write_atomic
 from gopher.spec import build
 
@@ -71,10 +72,18 @@ def read(folder: Path) -> Found | None:
     """The lease of a sweep's folder, or None."""
     path = folder / "lease.json"
     try:
-        holder = build(Holder, json.loads(path.read_text("utf-8")), "lease.json")
-        return Found(holder=holder, age_seconds=max(0.0, file_system_now(folder) - path.stat().st_mtime))
-    except (FileNotFoundError, ValueError):
+        written = path.stat().st_mtime
+        return Found(holder=holder_in(path), age_seconds=max(0.0, file_system_now(folder) - written))
+    except FileNotFoundError:
         return None
+
+
+def holder_in(path: Path) -> Holder:
+    """The holder that a lease names; one that cannot be read (a power cut, another version) has nobody's name and an age."""
+    try:
+        return build(Holder, json.loads(path.read_text("utf-8")), "lease.json")
+    except (ValueError, UsageError):
+        return Holder(id="", host=f"an unknown host ({path} cannot be read)", pid=0, since=path.stat().st_mtime)
 
 
 def file_system_now(folder: Path) -> float:
@@ -148,7 +157,10 @@ def held(folder: Path, name: str) -> Iterator[Lease]:
 def create(folder: Path, holder: Holder) -> bool:
     """Put a whole lease in place if there is none: a link fails where the name exists, on network file systems too."""
     part = folder / f".lease.{holder.id}"
-    part.write_text(json.dumps(asdict(holder)) + "\n", "utf-8")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(holder)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave a lease that says nothing
     try:
         os.link(part, folder / "lease.json")
     except FileExistsError:
@@ -165,7 +177,7 @@ def remove_stale(folder: Path, stale_id: str) -> None:
         os.rename(folder / "lease.json", aside)
     except FileNotFoundError:
         return
-    caught = json.loads(aside.read_text("utf-8"))["id"]
-    if caught != stale_id:
-        os.link(aside, folder / "lease.json")
+    if holder_in(aside).id != stale_id:
+        with contextlib.suppress(FileExistsError):  # a third launch got in: the one whose lease this is will notice
+            os.link(aside, folder / "lease.json")
     aside.unlink()

@@ -185,7 +185,8 @@ def planned_run(tree: dict[str, Any], texts: "Inputs") -> PlannedRun:
 
 def placement_of(tree: dict[str, Any], spec: RunSpec, parent: Parent | None) -> Placement:
     values = dict(tree["placement"])
-    values["log_every_steps"] = values["log_every_steps"] or max(1, spec.steps // ROWS_PER_RUN)
+    if values["log_every_steps"] is None:
+        values["log_every_steps"] = max(1, spec.steps // ROWS_PER_RUN)
     data_dir = str((Path(tree["output_root"]) / "data" / spec.data_key).absolute())
     folders = {"data_dir": data_dir, "parent_dir": str(parent.folder) if parent else None}
     placement = build(Placement, values | folders, "placement")

@@ -11,6 +11,7 @@ import torch
 
 from gopher.attention import IMPLEMENTATIONS, automatic, choose, relative_attention, sinusoids
 from gopher.errors import UsageError
+from gopher.spec import ATTENTION
 
 torch.set_num_threads(1)
 SHAPES = [(2, 3, 50, 8), (1, 2, 96, 4), (2, 1, 33, 8), (1, 1, 1, 4)]
@@ -105,6 +106,10 @@ def test_sinusoids_are_exact_to_one_rounding() -> None:
         assert abs(table[position, 32 + i] - math.cos(angle)) < 6e-8
     narrow = sinusoids(2048, 64, torch.bfloat16, torch.device("cpu")).double()
     assert (narrow - table).abs().max() < 2**-8
+
+
+def test_the_names_that_a_config_may_give_are_those_there_are() -> None:
+    assert set(ATTENTION) == {"auto", *IMPLEMENTATIONS}
 
 
 def test_unknown_implementation_is_refused_with_a_suggestion() -> None:

@@ -74,6 +74,17 @@ def test_a_fresh_lease_caught_while_removing_a_stale_one_is_put_back(tmp_path: P
     assert read(tmp_path) is None
 
 
+@pytest.mark.parametrize("torn", ["", '{"id": "x", "ho', '{"id": "x", "unheard_of": 1}'])
+def test_a_lease_that_cannot_be_read_holds_until_it_is_old(tmp_path: Path, torn: str) -> None:
+    (tmp_path / "lease.json").write_text(torn)
+    with pytest.raises(SetupError, match="cannot be read"), lease.held(tmp_path, "demo"):
+        pass
+    age(tmp_path, STALE_SECONDS + 5)
+    with lease.held(tmp_path, "demo") as mine:
+        assert read(tmp_path).holder.id == mine.holder.id  # type: ignore[union-attr]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_neighbours_read_what_a_driver_tells(tmp_path: Path) -> None:
     with lease.held(tmp_path, "demo") as mine:
         mine.tell(cluster="c", cpus=4, head_since=7.0)

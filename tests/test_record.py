@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from studies import demo_spec
 
 from gopher.errors import GopherError, SetupError
-from gopher.record import FINISHED, RUNNING, RunFolder, RunState, write_atomic
+from gopher.record import FINISHED, RUNNING, RunFolder, RunState, append, write_atomic
 from gopher.spec import Placement
 
 
@@ -56,6 +57,31 @@ def test_a_torn_last_line_is_ignored_and_then_cut(tmp_path: Path) -> None:
     folder.trim_torn_lines()
     folder.log(3, {"a": 3.0})
     assert folder.metrics() == {"a": {1: 1.0, 3: 3.0}}
+
+
+def test_a_line_that_cannot_be_read_is_left_out_by_name(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "run")
+    folder.event("rewind", 1, "one")
+    with open(folder.path / "events.jsonl", "a") as file:
+        file.write('{"kind": "warn{"kind": "warning"}\n')
+    folder.event("skip", 2, "two")
+    with pytest.warns(UserWarning, match="events.jsonl line 2 cannot be read"):
+        assert [e["kind"] for e in folder.events()] == ["rewind", "skip"]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_line_that_finds_no_room_leaves_nothing_of_itself(tmp_path: Path, sync: bool) -> None:
+    path = tmp_path / "lines"
+    append(path, "one\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6, hard))
+        with pytest.raises(OSError):
+            append(path, "two, too long\n", sync=sync)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    append(path, "three\n", sync=sync)
+    assert path.read_text() == "one\nthree\n"
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:

@@ -75,5 +75,6 @@ def test_utilisation_is_useful_work_over_peak() -> None:
     m = shape(8, 16, 32, 512)
     peak = peak_flops("NVIDIA H200")
     assert peak == 989e12 and peak_flops("abacus") is None
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12 and peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert mfu(m, peak / token_flops(m).total, peak) == pytest.approx(1.0)
     assert mfu(m, 500_000, peak) == pytest.approx(500_000 * token_flops(m).total / peak)

@@ -12,11 +12,13 @@ from gopher.spec import (
     BatchSpec,
     DataSpec,
     ModelSpec,
+    OptimSpec,
     Placement,
     PrecisionSpec,
     RunSpec,
     TokenizerSpec,
     build,
+    check_shares,
     from_json,
     to_json,
 )
@@ -103,6 +105,28 @@ def test_contradictions_between_sections_are_refused() -> None:
         DataSpec(kind="local", subsets=())
     with pytest.raises(UsageError, match="placement.workers"):
         Placement(data_dir="x", workers=0)
+    with pytest.raises(UsageError, match="did you mean 'triton'"):
+        Placement(data_dir="x", attention="tritn")
+
+
+@pytest.mark.parametrize("value", [0, -5120])
+def test_a_batch_cannot_double_before_its_first_token(value: int) -> None:
+    with pytest.raises(UsageError, match=f"double_at_tokens is {value}"):
+        BatchSpec(sequences=8, double_at_tokens=value)
+
+
+@pytest.mark.parametrize(("change", "words"), [({"eps": -1.0}, "optim.eps"), ({"warmup_start_lr": -1.0}, "start_lr")])
+def test_rates_that_cannot_be_are_refused(change: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        OptimSpec(lr=1e-2, **change)
+
+
+def test_muon_wants_one_rank() -> None:
+    spec = dataclasses.replace(demo_spec(), optim=dataclasses.replace(demo_spec().optim, kind="muon"))
+    placement = Placement(data_dir="x", micro_batch_sequences=1)
+    check_shares(spec, placement, 1)
+    with pytest.raises(UsageError, match="placement.workers=1"):
+        check_shares(spec, placement, 2)
 
 
 def test_paper_ladder_batch_doubling() -> None:

@@ -22,6 +22,7 @@ HEAD_WIDTHS = (32, 64, 128)
 MAX_LENGTH = 8192  # offsets inside one T x T matrix are 32 bit
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SCRATCH_BYTES = 2 << 30  # position scores of as many sequences as fit, at least one
+GRID_ROWS = 65_535  # CUDA's limit for the second axis of a grid
 TRIM_ROWS = 512  # rows per product of position scores: distances after the last row are left out
 HIDDEN = tl.constexpr(-1e30)  # not -inf: a row without keys must not become nan
 
@@ -247,9 +248,9 @@ def position_gradients(grad: torch.Tensor, query: torch.Tensor, r: torch.Tensor,
 
 
 def groups(q: torch.Tensor) -> Iterator[slice]:
-    """The sequences whose position scores are held at one time."""
+    """The sequences whose position scores are held at one time, and whose heads fit one axis of a grid."""
     batch, n_heads, length, _ = q.shape
-    count = max(1, SCRATCH_BYTES // (n_heads * length * length * q.itemsize))
+    count = max(1, min(SCRATCH_BYTES // (n_heads * length * length * q.itemsize), GRID_ROWS // n_heads))
     return (slice(start, min(start + count, batch)) for start in range(0, batch, count))
 
 

@@ -145,7 +145,8 @@ class RayBackend:
 
     def poll(self) -> list[Event]:
         self._check_alive()
-        done, _ = self.ray.wait(list(self._calls), timeout=0) if self._calls else ([], None)
+        calls = list(self._calls)
+        done, _ = self.ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], None)
         for reference in done:
             self._report(self._call_event(reference, self._calls.pop(reference)))
         for gang in self._gangs:
