@@ -34,9 +34,14 @@ from gopher.parent import find_parent
 from gopher.record import MARKER, RunFolder, write_atomic
 from gopher.shard import DTYPES, like
 from gopher.spec import Placement, named_steps
+from gopher.stability import SPIKE_MARGIN_STEPS
 
 FORMAT = 1
 Tell = Callable[[str], Any]
+
+
+class NotWritten(GopherError):
+    """A checkpoint could not be written; another try may find room."""
 
 
 class Saver:
@@ -52,14 +57,14 @@ class Saver:
         self._keep, self.named = placement.keep_checkpoints, named_steps(placement, steps)
         self._thread = ThreadPoolExecutor(max_workers=1) if placement.checkpoints == "async" else None
         self._group = dist.new_group(backend="gloo") if self._thread else None
-        self._writing: tuple[int, Future[Written]] | None = None
+        self._writing: tuple[int, dict[str, Any], Future[Written]] | None = None
 
-    def save(self, step: int) -> None:
-        """Write the state after `step` steps, or begin to."""
+    def save(self, step: int, notes: dict[str, Any]) -> None:
+        """Write the state after `step` steps, or begin to; `notes` (JSON) is what `notes_of` reads."""
         self.finish()
         writer = begin(self.folder, step)
         if self._thread is None:
-            complete(self.folder, step, write(self._adam, writer), self._run_key, self._keep, self.named)
+            self._complete(step, notes, write(self._adam, writer))
             return
         copied: Future[Any]
         try:
@@ -69,27 +74,33 @@ class Saver:
         except (CheckpointException, OSError, RuntimeError) as failure:
             copied = Future()
             copied.set_exception(failure)
-        self._writing = step, self._thread.submit(written_in_background, copied, Path(writer.path))
+        self._writing = step, notes, self._thread.submit(written_in_background, copied, Path(writer.path))
 
     @property
     def written(self) -> bool:
         """Whether this rank's part of a checkpoint that is on its way is on disk; `finish` then waits for nobody."""
-        return self._writing is not None and self._writing[1].done()
+        return self._writing is not None and self._writing[2].done()
 
     def finish(self) -> None:
         """Publish what is on its way, waiting for it."""
         if self._writing is not None:
-            (step, future), self._writing = self._writing, None
-            complete(self.folder, step, future.result(), self._run_key, self._keep, self.named)
+            (step, notes, future), self._writing = self._writing, None
+            self._complete(step, notes, future.result())
+
+    def _complete(self, step: int, notes: dict[str, Any], own: "Written") -> None:
+        complete(self.folder, step, own, self._run_key, self._keep, self.named, notes)
 
     def close(self) -> None:
+        """Let go of thread and group; a gang that trains run after run would run out of them."""
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.shutdown(wait=False)
+            if self._writing is None:
+                dist.destroy_process_group(self._group)
 
 
 def save(folder: Path, step: int, adam: Adam, run_key: str, keep: int) -> Path:
-    """Write one checkpoint now, on all ranks, and drop all but the newest `keep`; its folder."""
-    return complete(folder, step, write(adam, begin(folder, step)), run_key, keep, frozenset())
+    """Write one checkpoint now, on all ranks, and drop old ones as `complete` does; its folder."""
+    return complete(folder, step, write(adam, begin(folder, step)), run_key, keep, frozenset(), {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,28 +135,42 @@ def written_in_background(copied: Future[Any], part: Path) -> Written:
         return Written(files={}, error=reason(failure))
 
 
-def complete(folder: Path, step: int, own: Written, run_key: str, keep: int, named: frozenset[int]) -> Path:
-    """Publish what all ranks wrote and drop checkpoints that are neither among the newest `keep` nor named."""
+def complete(
+    folder: Path, step: int, own: Written, run_key: str, keep: int, named: frozenset[int], notes: dict[str, Any]
+) -> Path:
+    """Publish what all ranks wrote and drop old checkpoints.
+
+    The newest `keep` stay, the named ones, and the newest that a loss spike after it may go back to.
+    """
     final, part = folder / f"{step:010d}", folder / f".{step:010d}.part"
     first = dist.get_rank() == 0
     gathered = gather(own)
     errors = [w.error for w in gathered if w.error]
     if not errors:
         merged = {name: mark for w in gathered for name, mark in w.files.items()}
-        errors = [e for e in gather(publish(part, final, step, run_key, merged) if first else None) if e]
+        marker = {"format": FORMAT, "run": run_key, "step": step, "files": merged, "notes": notes}
+        errors = [e for e in gather(publish(part, final, marker) if first else None) if e]
     if errors:
         if first:
             remove_parts(folder)
-        raise GopherError(
+        raise NotWritten(
             f"the checkpoint of step {step} could not be written to {folder} ({errors[0]}); older checkpoints are kept, "
             "free some space there and start the run again"
         )
     if first:
-        passing = [path for path in steps_in(folder) if int(path.name) not in named]
-        for old in passing[:-keep]:
-            if old != final:
-                shutil.rmtree(old, ignore_errors=True)
+        passing = [int(path.name) for path in steps_in(folder) if int(path.name) not in named]
+        for old in set(passing[:-keep]) - {step, behind_spikes(passing)}:
+            shutil.rmtree(folder / f"{old:010d}", ignore_errors=True)
     return final
+
+
+def behind_spikes(steps: list[int]) -> int | None:
+    """Of checkpoints at ascending `steps`, the one to go back to should a spike show right after the last; None: the start.
+
+    Until one is old enough it is the first, which will be: otherwise frequent checkpoints would leave only the start.
+    """
+    old = [s for s in steps if s <= steps[-1] - SPIKE_MARGIN_STEPS]
+    return old[-1] if old else steps[0] if steps and steps[0] > SPIKE_MARGIN_STEPS else None
 
 
 def drop_after(folder: Path, step: int) -> None:
@@ -157,9 +182,8 @@ def drop_after(folder: Path, step: int) -> None:
     dist.barrier()
 
 
-def publish(part: Path, final: Path, step: int, run_key: str, files: dict[str, Any]) -> str | None:
+def publish(part: Path, final: Path, marker: dict[str, Any]) -> str | None:
     """Mark and rename a written checkpoint; None, or why it failed."""
-    marker = {"format": FORMAT, "run": run_key, "step": step, "files": files}
     try:
         write_atomic(part / MARKER, json.dumps(marker, indent=1, sort_keys=True) + "\n")
         shutil.rmtree(final, ignore_errors=True)
@@ -185,6 +209,12 @@ def restore(folder: Path, adam: Adam, run_key: str, latest: int | None = None, t
     reader.read_metadata()  # here, because torch's loader would bury a refusal under a fallback
     load_shards(tensors(adam), storage_reader=reader)
     return int(marker["step"])
+
+
+def notes_of(folder: Path, step: int) -> dict[str, Any]:
+    """What `Saver.save` was given beside the state after `step` steps; nothing for step 0 without a checkpoint."""
+    path = folder / f"{step:010d}"
+    return read_marker(path).get("notes") or {} if path.exists() else {}
 
 
 def adopt(path: Path, parts: Iterable[Part], parent: str) -> None:

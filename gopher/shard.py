@@ -43,16 +43,28 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def build(run: RunSpec, placement: Placement) -> Transformer:
-    """The sharded model of `run`, initialised from its seed; the same values on any number of ranks."""
+@contextlib.contextmanager
+def mesh_of(placement: Placement) -> Iterator[DeviceMesh]:
+    """All ranks as (data, tensor). Its groups end with the block: a gang trains run after run, and would run out of them.
+
+    After an error they stay, as other ranks may hang in them; a gang of several workers ends then.
+    """
     tensor = placement.tensor_parallel
     mesh = init_device_mesh(
         placement.device, (dist.get_world_size() // tensor, tensor), mesh_dim_names=("data", "tensor")
     )
+    yield mesh
+    for group in (mesh.get_group("data"), mesh.get_group("tensor")):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+
+
+def build(run: RunSpec, placement: Placement, mesh: DeviceMesh) -> Transformer:
+    """The sharded model of `run` on `mesh_of(placement)`, initialised from its seed; the same values on any number of ranks."""
     with torch.device("meta"):
         model = Transformer(run.model, placement.attention, placement.activation_checkpointing)
     model.to(DTYPES[run.precision.parameters])
-    if tensor > 1:
+    if mesh["tensor"].size() > 1:
         split_heads(model, mesh["tensor"])
     shard(model, run.precision, mesh["data"], placement.compile, placement.reshard_after_forward)
     model.to_empty(device=placement.device)

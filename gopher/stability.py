@@ -30,11 +30,17 @@ class Trouble:
 
 
 class Watch:
-    """Says of every step whether its loss and gradient norm can be trusted."""
+    """Says of every step whether its loss and gradient norm can be trusted.
 
-    def __init__(self) -> None:
-        self._usual: deque[float] = deque(maxlen=WINDOW_STEPS)
-        self._high = 0
+    What is usual belongs to a checkpoint: a run that goes back or starts again then calls the same step as before.
+    """
+
+    def __init__(self, usual: Sequence[float] = (), high: int = 0) -> None:
+        self._usual, self._high = deque(usual, maxlen=WINDOW_STEPS), high
+
+    def state(self) -> dict[str, Any]:
+        """The arguments that make this watch again."""
+        return {"usual": list(self._usual), "high": self._high}
 
     def trouble(self, loss: float, norm: float) -> Trouble | None:
         """What is wrong with a step of this loss (nats per token) and global gradient norm, or None."""

@@ -4,8 +4,11 @@ The numbers depend on the spec alone: batch `s` is sequences `sequences_before(s
 micro-batches that ranks share out; gradients are sums over micro-batches; resuming repeats the same bits.
 """
 
+import contextlib
 import dataclasses
+import errno
 import math
+import os
 import time
 import warnings
 from collections import deque
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -23,7 +27,7 @@ from gopher.errors import GopherError, UsageError
 from gopher.model import Transformer, initialise
 from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
-from gopher.shard import build, parts, process_group, release, sync_gradients
+from gopher.shard import build, mesh_of, parts, process_group, release, sync_gradients
 from gopher.size import mfu, params_non_embedding, peak_flops, train_flops
 from gopher.spec import Placement, RunSpec, check_shares
 from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
@@ -53,8 +57,10 @@ def train(
     try:
         check_shares(run, placement, world)
         torch.set_num_threads(placement.threads_per_worker)
-        with process_group(placement.device):
-            return train_steps(folder, run, placement, journal, rank, world, should_stop or (lambda: None))
+        if rank == 0:
+            folder.trim_torn_lines()
+        with process_group(placement.device), contextlib.ExitStack() as ends:
+            return train_steps(folder, run, placement, journal, rank, world, should_stop or (lambda: None), ends)
     except Exception as failure:
         journal.state(FAILED, reason=one_line(failure))
         raise
@@ -68,6 +74,7 @@ def train_steps(
     rank: int,
     world: int,
     should_stop: Callable[[], str | None],
+    ends: contextlib.ExitStack,
 ) -> RunState:
     # ---- data, model, optimizer, newest checkpoint
     together = placement.tensor_parallel  # ranks that compute the same sequences
@@ -76,19 +83,20 @@ def train_steps(
     check_vocabulary(run, store)
     check_epochs(store, run.data, run.train_tokens)
     validation = store.validation(run.model.context, run.evaluation.tokens_per_subset)
-    model = build(run, placement)
+    model = build(run, placement, ends.enter_context(mesh_of(placement)))
     adam = optimizer_of(parts(model), run)
     saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps)
+    ends.callback(saver.close)
     step = checkpoint.restore(folder.checkpoints, adam, run.key, tell=journal.warn)
     if step == 0:
         inherit(model, run, placement)
     skips = skips_of(journal.events())
-    pulse, drill = Pulse(run, world), Drill(folder, rank)
+    pulse, drill = Pulse(run, world, watch_at(folder, step)), Drill(folder, rank)
     log_every = max(placement.log_every_steps, math.ceil(run.steps / LOGGED_ROWS))
     saved = step
     journal.start(step)
     if step == 0 and 0 in saver.named:
-        save(saver, 0, run, saved, journal)
+        save(saver, 0, run, saved, journal, pulse)
 
     while True:
         # ---- evaluation; after a resume at such a step it is repeated with the same result
@@ -96,15 +104,13 @@ def train_steps(
             metrics = evaluate(model, run, placement, validation, share, shares)
             journal.log(step, metrics | budget(run, step, "val"))
             if step == run.steps:
-                saver.close()
                 journal.log(step, final_metrics(run, metrics, journal.train_seconds, world))
                 return journal.state(FINISHED, step)
         if stop := pulse.stop:
             if saved != step:
-                saver.save(step)
-            saver.finish()
-            saver.close()
-            return journal.state(STOPPED, step, reason=STOPS[stop], cause=stop)
+                saved = save(saver, step, run, saved, journal, pulse)
+            publish(saver, journal)
+            return journal.state(STOPPED, saved, reason=STOPS[stop], cause=stop)
 
         # ---- forward and backward over this rank's micro-batches
         began = time.perf_counter()
@@ -123,7 +129,7 @@ def train_steps(
         # ---- one reduction tells every rank the loss, the norm, who wants to stop and whose checkpoint is on disk
         asked = should_stop()
         told = [float(asked == ASKED), float(asked == PREEMPTED), float(saver.written)]
-        totals = torch.cat([torch.stack([nats, adam.squared_norm()]), nats.new_tensor(told)])
+        totals = torch.cat([torch.stack([nats, adam.squared_norm()]), on_device(np.array(told), placement)])
         if world > 1:
             dist.all_reduce(totals)
         pulse.send(step, totals)
@@ -144,7 +150,7 @@ def train_steps(
             pulse.written = False
         if trouble:
             step = saved = rewind(folder, run, model, adam, saver, journal, pulse.step, trouble)
-            skips, pulse = skips_of(journal.events()), Pulse(run, world, pulse.stop)
+            skips, pulse = skips_of(journal.events()), Pulse(run, world, watch_at(folder, step), pulse.stop)
             continue
         journal.count(run.batch_tokens(step - 1), time.perf_counter() - began)
 
@@ -155,7 +161,7 @@ def train_steps(
             journal.state(RUNNING, step)
         journal.progress(step)
         if saving:
-            saved = save(saver, step, run, saved, journal)
+            saved = save(saver, step, run, saved, journal, pulse)
 
 
 class Pulse:
@@ -164,14 +170,11 @@ class Pulse:
     A step that cannot be trusted is then known one update late, but before anything of it is logged, evaluated or saved.
     """
 
-    def __init__(self, run: RunSpec, world: int, stop: str | None = None) -> None:
-        self._run, self._world, self._watch = run, world, Watch()
+    def __init__(self, run: RunSpec, world: int, watch: Watch, stop: str | None = None) -> None:
+        self._run, self._world, self.watch = run, world, watch
         self._sent: deque[tuple[int, torch.Tensor, Any]] = deque()
-        self.step, self.loss, self.norm = (
-            0,
-            math.nan,
-            math.nan,
-        )  # of the step read last: nats per token, of the gradient
+        self.step = 0  # the one read last, ...
+        self.loss, self.norm = math.nan, math.nan  # ... its nats per token and its gradient's norm
         self.stop = stop  # why to stop, once a rank was asked to
         self.written = False  # whether the checkpoint on its way is on every rank's disk
 
@@ -195,7 +198,7 @@ class Pulse:
             # Rounded to float32, so that the order in which ranks were added up (1e-16) does not show.
             numbers = torch.tensor([nats / self._run.batch_tokens(self.step), math.sqrt(squared_norm)])
             self.loss, self.norm = numbers.tolist()
-            if trouble := self._watch.trouble(self.loss, self.norm):
+            if trouble := self.watch.trouble(self.loss, self.norm):
                 return trouble
         return None
 
@@ -209,10 +212,15 @@ def on_device(numbers: Any, placement: Placement) -> torch.Tensor:
 # ---- checkpoints and the way back
 
 
-def save(saver: checkpoint.Saver, step: int, run: RunSpec, saved: int, journal: "Journal") -> int:
+def watch_at(folder: RunFolder, step: int) -> Watch:
+    """The watch as it was at the checkpoint of `step`."""
+    return Watch(**checkpoint.notes_of(folder.checkpoints, step).get("watch", {}))
+
+
+def save(saver: checkpoint.Saver, step: int, run: RunSpec, saved: int, journal: "Journal", pulse: Pulse) -> int:
     """Step of the newest checkpoint: `step`, or `saved` with a warning when it could not be written before the end."""
     try:
-        saver.save(step)
+        saver.save(step, {"watch": pulse.watch.state()})
         if step == run.steps:
             saver.finish()
     except GopherError as failure:
@@ -385,6 +393,7 @@ class Journal:
         )
         self.earlier, self.began = before.train_seconds, time.perf_counter()
         self.tokens, self.steps, self.seconds = 0, 0, 0.0
+        self.late: list[tuple[Callable[..., None], dict[str, Any]]] = []  # what the disk had no room for, in order
 
     @property
     def train_seconds(self) -> float:
@@ -393,8 +402,6 @@ class Journal:
     def start(self, step: int) -> None:
         """Training begins: seconds count from here (imports and building are not training)."""
         self.began = time.perf_counter()
-        if self.rank == 0:
-            self.folder.trim_torn_lines()
         self.state(RUNNING, step)
 
     def progress(self, step: int) -> None:
@@ -403,12 +410,12 @@ class Journal:
             self.state(RUNNING, step)
 
     def event(self, kind: str, step: int | None, sentence: str, **facts: Any) -> None:
-        if self.rank == 0:
-            self.folder.event(kind, step, sentence, **facts)
+        self._append(self.folder.event, kind=kind, step=step, sentence=sentence, **facts)
 
     def events(self) -> list[dict[str, Any]]:
         """The run's events as the first rank reads them, on every rank."""
-        found = [self.folder.events() if self.rank == 0 else None]
+        late = [words for write, words in self.late if write == self.folder.event]
+        found = [self.folder.events() + late if self.rank == 0 else None]
         dist.broadcast_object_list(found, src=0)
         return found[0] or []
 
@@ -433,8 +440,23 @@ class Journal:
             train_loss=metrics.get("train/loss", self.now.train_loss),
             val_loss=metrics.get("val/loss", self.now.val_loss),
         )
+        self._append(self.folder.log, step=step, metrics=metrics)
+
+    def _append(self, write: Callable[..., None], **words: Any) -> None:
+        """Append to the record; what finds no room waits in memory, and training goes on."""
         if self.rank == 0:
-            self.folder.log(step, metrics)
+            self.late.append((write, words))
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        try:
+            while self.late:
+                write, words = self.late[0]
+                write(**words)
+                self.late.pop(0)
+        except OSError as failure:
+            said = f"the record in {self.folder.path} cannot be written ({failure.strerror}); training goes on and tries again"
+            warnings.warn(said, stacklevel=2)
 
     def state(
         self, state: str, step: int | None = None, reason: str | None = None, cause: str | None = None
@@ -450,8 +472,19 @@ class Journal:
             train_seconds=self.train_seconds,
         )
         if self.rank == 0:
-            self.folder.write_state(self.now)
+            self._write_state()
         return self.now
+
+    def _write_state(self) -> None:
+        """A state that finds no room is passed over for the next one; that of a finished run needs its whole record."""
+        self._catch_up()
+        try:
+            if self.now.state == FINISHED and self.late:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder.path))
+            self.folder.write_state(self.now)
+        except OSError:
+            if self.now.state == FINISHED:
+                raise
 
 
 def one_line(failure: BaseException) -> str:

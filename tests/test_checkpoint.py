@@ -8,19 +8,23 @@ import json
 import os
 import pickle
 import shutil
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 from distributed import on_ranks
+from hypothesis import given
+from hypothesis import strategies as st
 from studies import demo_spec
 
-from gopher.checkpoint import MARKER, load_for_inference, newest_complete, restore, save, steps_in
+from gopher.checkpoint import MARKER, behind_spikes, load_for_inference, newest_complete, restore, save, steps_in
 from gopher.errors import GopherError, UsageError
 from gopher.optim import Adam
 from gopher.record import RunFolder
-from gopher.shard import build, like, parts, process_group
+from gopher.shard import build, like, mesh_of, parts, process_group
 from gopher.spec import Placement
+from gopher.stability import SPIKE_MARGIN_STEPS
 
 torch.set_num_threads(1)
 RUN, PLACEMENT = demo_spec(), Placement(data_dir="unused")
@@ -28,7 +32,8 @@ RUN, PLACEMENT = demo_spec(), Placement(data_dir="unused")
 
 def state(seed: int = 0) -> Adam:
     """A sharded model and optimizer with recognisable moments."""
-    adam = Adam(parts(build(demo_spec(seed=seed), PLACEMENT)), RUN)
+    with mesh_of(PLACEMENT) as mesh:
+        adam = Adam(parts(build(demo_spec(seed=seed), PLACEMENT, mesh)), RUN)
     for part, mean, square in zip(adam.parts, adam.mean, adam.square, strict=True):
         mean.copy_(part.local + 1)
         square.copy_(part.local * 2)
@@ -69,6 +74,25 @@ def test_a_whole_model_for_inference(tmp_path: Path) -> None:
         save(folder.checkpoints, 9, state(), "another run", keep=2)
     with pytest.raises(GopherError, match="belongs to run another run"):
         load_for_inference(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "spare"),
+    [([10, 20, 30, 40], 20), ([200, 210, 215], 200), ([1, 2, 3], None), ([200, 400], 200), ([30], 30), ([], None)],
+)
+def test_one_checkpoint_is_old_enough_for_a_spike(steps: list[int], spare: int | None) -> None:
+    assert behind_spikes(steps) == spare
+
+
+@given(st.lists(st.integers(1, 15), min_size=1, max_size=60), st.integers(1, 3))
+def test_frequent_checkpoints_never_lose_the_one_behind_a_spike(gaps: list[int], keep: int) -> None:
+    """As `complete` prunes them: whenever a spike is called there is a checkpoint to go back to, not just the start."""
+    kept: list[int] = []
+    for step in accumulate(gaps):
+        kept.append(step)
+        spare = behind_spikes(kept)
+        kept = [s for s in kept if s in kept[-keep:] or s == spare]
+        assert step <= 2 * SPIKE_MARGIN_STEPS + 15 or any(s <= step - SPIKE_MARGIN_STEPS for s in kept)
 
 
 def test_nothing_to_restore(tmp_path: Path) -> None:

@@ -100,13 +100,14 @@ def test_a_run_moves_between_meshes(shards: tuple[DataSpec, Path], alone: RunFol
 
 def save_first_steps(rank: int, path: Path, spec: RunSpec, together: int, world: int) -> None:
     """Checkpoint 0: the parameters as initialised. Checkpoint 1: the same after an update by made-up gradients."""
-    model = shard.build(spec, Placement(data_dir="-", workers=world, tensor_parallel=together))
-    adam = Adam(shard.parts(model), spec)
-    checkpoint.save(path, 0, adam, spec.key, keep=2)
-    for part in adam.parts:
-        part.parameter.grad = part.parameter.detach().sign()
-    adam.step(1, 1e-2, 1.0)
-    checkpoint.save(path, 1, adam, spec.key, keep=2)
+    placement = Placement(data_dir="-", workers=world, tensor_parallel=together)
+    with shard.mesh_of(placement) as mesh:
+        adam = Adam(shard.parts(shard.build(spec, placement, mesh)), spec)
+        checkpoint.save(path, 0, adam, spec.key, keep=2)
+        for part in adam.parts:
+            part.parameter.grad = part.parameter.detach().sign()
+        adam.step(1, 1e-2, 1.0)
+        checkpoint.save(path, 1, adam, spec.key, keep=2)
 
 
 @pytest.mark.parametrize("precision", [pytest.param(PrecisionSpec(), marks=SLOW), NARROW], ids=["float32", "rounded"])

@@ -1,7 +1,9 @@
 """The training loop on real text: it learns, resumes to the last bit after SIGKILL, stops at a checkpoint when asked, refuses NaN, and one or two
 ranks give the same losses. Golden losses guard the numbers of model, data order and optimizer together."""
 
+import contextlib
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -242,6 +244,41 @@ def test_a_batch_that_is_bad_for_good_is_passed_over(
     assert numbers(again) == numbers(folder)
 
 
+LONG = 240 * 16 * 64  # tokens: a spike is called after a hundred steps
+
+
+@pytest.fixture(scope="module")
+def spiked(shards: tuple[DataSpec, Path], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = run_with_a_spike(tmp_path_factory.mktemp("spiked") / "run", shards)
+    assert train(folder).state == FINISHED
+    return folder
+
+
+def run_with_a_spike(path: Path, shards: tuple[DataSpec, Path]) -> RunFolder:
+    """The batches of steps 220 to 224 give a loss far above the usual, each time that they come up."""
+    folder = run_in(path, shards, {"checkpoint_every_steps": 10}, tokens=LONG)
+    assert folder.spec().sequences_before(220) == 3520
+    return drill(folder, *({"sequence": 16 * s + 3, "fault": "spike", "times": None} for s in range(220, 225)))
+
+
+def test_a_spike_is_tried_again_and_then_passed_over(spiked: RunFolder) -> None:
+    """Though checkpoints of steps 210 and 220 were the newest two: the spike may have begun before its first high loss."""
+    assert kinds(spiked) == [("rewind", 224), ("skip", 200)]
+    assert spiked.events()[0]["to"] == 200 and spiked.events()[1]["sequences"] == 25 * 16
+    assert max(v for s, v in numbers(spiked)["train/loss"].items() if s > 1) < 8.5  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("stops", [(160, 240), pytest.param((218, 230), marks=pytest.mark.slow)])
+def test_a_spike_is_called_at_the_same_step_after_any_resume(
+    shards: tuple[DataSpec, Path], spiked: RunFolder, tmp_path: Path, stops: tuple[int, int]
+) -> None:
+    folder, calls = run_with_a_spike(tmp_path / "run", shards), iter(range(1000))
+    for _ in stops:
+        assert train(folder, should_stop=lambda: ASKED if next(calls) in stops else None).state == STOPPED
+    assert train(folder).state == FINISHED
+    assert kinds(folder) == kinds(spiked) and numbers(folder) == numbers(spiked)
+
+
 @pytest.mark.parametrize("step", [None, 3, 12, 14])  # 14: known at the checkpoint of step 15
 def test_sums_that_are_read_late_change_nothing(
     shards: tuple[DataSpec, Path],
@@ -366,6 +403,74 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
     filler.unlink()
     assert train(folder).state == FINISHED
     assert numbers(folder) == numbers(finished)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint of step", "ignore:the record in")
+def test_a_disk_without_a_byte_left_stops_nothing(
+    shards: tuple[DataSpec, Path], finished: RunFolder, small_disk: Path
+) -> None:
+    """Neither training nor a stop: what the record had no room for is written once there is some."""
+    folder, calls, filler = run_in(small_disk / "run", shards), iter(range(1000)), small_disk / "filler"
+
+    def fill_then_stop() -> str | None:
+        step = next(calls)
+        if step == 6:
+            fill(filler)
+        return PREEMPTED if step == 9 else None
+
+    state = train(folder, should_stop=fill_then_stop)
+    assert (state.state, state.cause, state.step) == (STOPPED, PREEMPTED, 5)  # the step of the checkpoint there is
+    filler.unlink()
+    calls = iter(range(1000))
+
+    def fill_then_free() -> None:
+        step = next(calls)
+        if step == 2:
+            fill(filler)
+        if step == 11:
+            filler.unlink()
+
+    assert train(folder, should_stop=fill_then_free).state == FINISHED
+    assert numbers(folder) == numbers(finished)
+    assert ("warning", 10) in kinds(folder)
+
+
+def fill(path: Path) -> None:
+    """Take every byte there is."""
+    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged")
+def test_a_torn_event_and_a_damaged_checkpoint_together(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
+) -> None:
+    folder, calls = run_in(tmp_path / "run", shards), iter(range(100))
+    train(folder, should_stop=lambda: ASKED if next(calls) == 11 else None)
+    (folder.checkpoints / "0000000012" / ".metadata").write_bytes(b"")
+    (folder.path / "events.jsonl").write_text('{"kind": "warn')
+    assert train(folder).state == FINISHED
+    assert [e["kind"] for e in folder.events()] == ["warning"] and numbers(folder) == numbers(finished)
+
+
+def train_many(rank: int, paths: list[Path], counts: Path) -> None:
+    """Threads and descriptors of the first rank after each run."""
+    held = []
+    for path in paths:
+        train(RunFolder(path), rank=rank, world=2)
+        gc.collect()
+        held.append([len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))])
+    if rank == 0:
+        counts.write_text(json.dumps(held))
+
+
+def test_run_after_run_leaves_no_thread_and_no_descriptor(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    how = {"workers": 2, "checkpoints": "async"}
+    paths = [run_in(tmp_path / str(seed), shards, how, seed=seed).path for seed in range(4)]
+    on_ranks(2, train_many, paths, tmp_path / "counts")
+    held = json.loads((tmp_path / "counts").read_text())
+    assert held[1] == held[3], held
 
 
 def test_muon_trains_and_resumes_to_the_bit(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:

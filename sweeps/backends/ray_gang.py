@@ -238,6 +238,7 @@ def work_through_runs(config: dict[str, Any]) -> None:
 
 def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
     """Train one run in this worker; how it ended. Only the run's own failures are outcomes, anything unforeseen ends the gang."""
+    from gopher.checkpoint import NotWritten
     from gopher.train import train
     from gopher.worker_log import worker_log
 
@@ -245,7 +246,8 @@ def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
         try:
             state = train(folder, rank=rank, world=world, should_stop=lambda: why_stop(folder))
         except GopherError as error:
-            return {"ok": False, "reason": str(error), "cause": FINAL, "exit_code": error.exit_code}
+            cause = CRASH if isinstance(error, NotWritten) else FINAL
+            return {"ok": False, "reason": str(error), "cause": cause, "exit_code": error.exit_code}
     return {"ok": state.state == FINISHED, "reason": state.reason, "cause": state.cause or FINAL}
 
 
