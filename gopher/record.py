@@ -105,6 +105,10 @@ def holder(file: TextIO) -> str:
     return file.read().strip() or "another process"
 
 
+class Held(SetupError):
+    """Another process trains the run."""
+
+
 class RunFolder:
     """Reads and writes one run's folder; every writer is atomic, every reader tolerates a torn last line."""
 
@@ -155,13 +159,13 @@ class RunFolder:
     def held(self, wait_seconds: float = 30.0) -> Iterator[None]:
         """Hold the run for this process: two trainings never write one folder, and a killed holder frees it at once.
 
-        Waits for a holder that is about to die (a driver's orphan), then raises `GopherError`.
+        Waits for a holder that is about to die (a driver's orphan), then raises `Held`.
         """
         with open(self.path / "lock", "a+", encoding="utf-8") as file:
             deadline = time.monotonic() + wait_seconds
             while not try_lock(file):
                 if time.monotonic() > deadline:
-                    raise SetupError(f"run {self.path.name} is being trained by {holder(file)}; wait for it or stop it")
+                    raise Held(f"run {self.path.name} is being trained by {holder(file)}; wait for it or stop it")
                 time.sleep(0.2)
             sign(file)
             yield

@@ -9,18 +9,18 @@ import itertools
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, QUEUED, STOPPED, RunFolder, RunState
+from gopher.record import FAILED, FINISHED, STOPPED, RunFolder
 from gopher.size import params_total, train_flops
+from gopher.spec import Placement, named_steps
 from sweeps import schedule
 from sweeps.backends import Backend, DataJob, EvalJob, Job, TrainJob
 from sweeps.lease import Lease
 from sweeps.lookout import Lookout
 from sweeps.loop import TICK_SECONDS, Clock, Outlook, RealClock, run_loop
-from sweeps.provenance import keep_diff, provenance
 from sweeps.schedule import Capacity, Status, Task
 from sweeps.screen import Screen
 from sweeps.settings import Settings
@@ -63,7 +63,9 @@ def ladder(study: Study, runs: list[PlannedRun]) -> dict[str, tuple[str, ...]]:
 
 def check_space(runs: list[PlannedRun], settings: Settings) -> None:
     """Checkpoints hold parameters and two moments; refuse to start what the disk cannot hold."""
-    need = SPARE_BYTES + sum((r.placement.keep_checkpoints + 1) * 12 * params_total(r.spec.model) for r in runs)
+    need = SPARE_BYTES + sum(
+        most_checkpoints(r.placement, r.spec.steps) * 12 * params_total(r.spec.model) for r in runs
+    )
     free = shutil.disk_usage(settings.root).free
     if free < need:
         raise SetupError(
@@ -72,17 +74,9 @@ def check_space(runs: list[PlannedRun], settings: Settings) -> None:
         )
 
 
-def make_folders(runs: list[PlannedRun], settings: Settings) -> None:
-    for run in runs:
-        folder = RunFolder(settings.run_dir(run.spec.key))
-        folder.create(run.spec, run.placement, provenance(run.config))
-        keep_diff(folder.path)
-        folder.clear_stop()
-        state = folder.state()
-        if not folder.is_held():
-            step = state.step if state else 0
-            before = {"attempt": state.attempt, "train_seconds": state.train_seconds} if state else {}
-            folder.write_state(RunState(state=QUEUED, step=step, **before))  # type: ignore[arg-type]
+def most_checkpoints(placement: Placement, steps: int) -> int:
+    """Checkpoints of a run at one time: the newest, the named, one behind a spike, one that is being written."""
+    return placement.keep_checkpoints + len(named_steps(placement, steps)) + 2
 
 
 def tasks_of(work: Work) -> list[Task]:
@@ -172,14 +166,18 @@ def run_tasks(
     tasks, clock = tasks_of(work), clock or RealClock()
     whole = check_capacity(tasks, backend.capacity, settings)
     lookout = Lookout(tasks, work.runs, settings, whole, own, clock)
-    shown = float("-inf")
+    shown, told = float("-inf"), set[str]()
 
     def look(statuses: Mapping[str, Status]) -> Outlook:
         nonlocal shown
         if clock.now() - shown > SHOW_SECONDS:
             shown = clock.now()
             screen.update(run_rows(study.specs, settings))
-        return lookout(statuses)
+        outlook = lookout(statuses)
+        for key in outlook.elsewhere - told:
+            screen.say(f"run {key} is being trained by another process; waiting for it")
+            told.add(key)
+        return outlook
 
     attempts = settings.launch.max_attempts
     statuses = run_loop(
@@ -219,9 +217,9 @@ def note_losses(runs: list[PlannedRun], statuses: dict[str, Status], settings: S
             folder.write_state(replace(state, state=OUTCOMES[status.phase], reason=status.reason))
 
 
-def stop_runs(runs: list[PlannedRun], settings: Settings, cause: str) -> None:
-    """Ask for checkpoints and wait for them, not for ever."""
-    folders = [RunFolder(settings.run_dir(r.spec.key)) for r in runs]
+def stop_runs(keys: Collection[str], settings: Settings, cause: str) -> None:
+    """Ask runs for checkpoints and wait for them, not for ever."""
+    folders = [RunFolder(settings.run_dir(key)) for key in keys]
     for folder in folders:
         folder.request_stop(cause)
     deadline = time.monotonic() + STOP_SECONDS

@@ -1,12 +1,14 @@
-"""What the loop is told at each tick: this sweep's share of the cluster, spent caps, stop requests, hung runs."""
+"""What the loop is told at each tick: this sweep's share of the cluster, spent caps, stop requests, hung runs, and runs
+that it shares with a sweep which has them in hand."""
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gopher.record import RunFolder
+from gopher.record import FINISHED, RunFolder
 from sweeps import lease, schedule
 from sweeps.caps import reached, spent
+from sweeps.folders import make_folders
 from sweeps.hang import HangWatch
 from sweeps.lease import Holder, Lease
 from sweeps.loop import Clock, Outlook
@@ -16,10 +18,14 @@ from sweeps.share import allowance
 from sweeps.study import PlannedRun
 
 LOOK_SECONDS = 1.0  # between readings of the run folders
+TAKEN_OVER = "another launch has taken this sweep over"
 
 
 class Lookout:
-    """Called by the loop at each tick; reads the disk about once a second. `stopped` is set once a stop was asked for."""
+    """Called by the loop at each tick; reads the disk about once a second, and asks about runs that would start now.
+
+    `stopped` is set once a stop was asked for.
+    """
 
     def __init__(
         self,
@@ -36,34 +42,70 @@ class Lookout:
         self.stopped = False
         self._last = Outlook(capacity=whole)
         self._looked = float("-inf")
+        self._elsewhere: frozenset[str] = frozenset()
         self._head: tuple[str, float] | None = None  # first waiting task and since when it is that
 
     def __call__(self, statuses: Mapping[str, Status]) -> Outlook:
         if self.clock.now() - self._looked < LOOK_SECONDS:
-            return Outlook(capacity=self._last.capacity, hold=self._last.hold)
+            elsewhere = self._others(statuses, self._last.capacity)
+            return Outlook(capacity=self._last.capacity, hold=self._last.hold, elsewhere=elsewhere)
         self._looked = self.clock.now()
         active = [k for k in self.runs if statuses[k].phase == schedule.ACTIVE]
-        self._last = Outlook(capacity=self._share(statuses), hold=self._hold(active), hung=self._hung(active))
+        capacity, hold = self._share(statuses), self._hold(active)
+        hung, elsewhere = self._hung(active), self._others(statuses, capacity)
+        self._last = Outlook(capacity=capacity, hold=hold, hung=hung, elsewhere=elsewhere)
         return self._last
 
     def _hold(self, active: list[str]) -> str | None:
         """Why nothing more may start; running runs are asked to stop where a person or another driver wants it."""
-        if self.own is not None and self.own.lost:
-            self.stopped, why = True, "another launch has taken this sweep over"
-        elif stop_mark(self.settings).exists():
-            self.stopped, why = True, "stopped by `gopher stop`; `gopher resume` goes on"
-        else:
+        if self._taken_over:
+            self.stopped = True
+            return TAKEN_OVER
+        if not stop_mark(self.settings).exists():
             return reached(spent(self.runs.values(), self.settings), self.settings)
+        self.stopped = True
         for key in active:
-            RunFolder(self.settings.run_dir(key)).request_stop()
-        return why
+            self._folder(key).request_stop()
+        return "stopped by `gopher stop`; `gopher resume` goes on"
+
+    @property
+    def _taken_over(self) -> bool:
+        return self.own is not None and self.own.lost
+
+    def _folder(self, key: str) -> RunFolder:
+        return RunFolder(self.settings.run_dir(key))
+
+    def _others(self, statuses: Mapping[str, Status], capacity: Capacity) -> frozenset[str]:
+        """Runs that would start now but that another process trains: a sweep that shares them, or a driver's orphan.
+
+        They are waited for. One that was left unfinished is queued anew, as its folder says how the other ran it.
+        """
+        before = [k for k in self._elsewhere if statuses[k].phase == schedule.WAITING]
+        held = {k for k in before if self._folder(k).is_held()}
+        left = [self.runs[k] for k in before if k not in held and not self._finished(k)]
+        make_folders(left, self.settings)
+        while True:
+            here = [t for t in self.tasks if t.key not in held]
+            starting = {t.key for t in schedule.decide(here, statuses, capacity)} & self.runs.keys()
+            more = {k for k in starting if self._folder(k).is_held()}
+            held |= more
+            if not more:
+                self._elsewhere = frozenset(held)
+                return self._elsewhere
+
+    def _finished(self, key: str) -> bool:
+        state = self._folder(key).state()
+        return state is not None and state.state == FINISHED
 
     def _hung(self, active: list[str]) -> dict[str, str]:
+        """Runs to be killed. One of a sweep that was taken over is the new driver's: no mark may be left in its folder."""
+        if self._taken_over:
+            return dict.fromkeys(active, TAKEN_OVER)
         for key in self.runs.keys() - set(active):
             self.watch.forget(key)
         out = {}
         for key in active:
-            folder = RunFolder(self.settings.run_dir(key))
+            folder = self._folder(key)
             state = folder.state()
             rate = state.tokens_per_second if state else None
             step_seconds = self.runs[key].spec.batch_tokens(state.step) / rate if state and rate else None

@@ -37,7 +37,8 @@ class Outlook:
 
     capacity: Capacity  # of which this sweep may use all
     hold: str | None = None  # why nothing more is started, one sentence
-    hung: Mapping[str, str] = field(default_factory=dict)  # running task -> why it counts as hung
+    hung: Mapping[str, str] = field(default_factory=dict)  # running task -> why it is to be killed
+    elsewhere: frozenset[str] = frozenset()  # waiting tasks that another process has in hand
 
 
 def run_loop(
@@ -66,7 +67,8 @@ def run_loop(
         statuses = schedule.doom(tasks, statuses)
         if schedule.settled(statuses):
             return statuses
-        for task in schedule.decide(tasks, statuses, outlook.capacity):
+        here = [t for t in tasks if t.key not in outlook.elsewhere]
+        for task in schedule.decide(here, statuses, outlook.capacity):
             statuses = schedule.start(statuses, task.key)
             backend.submit(task, jobs[task.key])
         clock.sleep(TICK_SECONDS)

@@ -17,13 +17,13 @@ from sweeps.drive import (
     check_space,
     failed_runs,
     ladder,
-    make_folders,
     raise_if_all_alike,
     run_tasks,
     tasks_of,
     unfinished,
     without_scores,
 )
+from sweeps.folders import make_folders
 from sweeps.schedule import CRASH, DONE, LOST, WAITING, Capacity, Event, Status, Task, doom, ready
 from sweeps.screen import Screen
 from sweeps.settings import Settings, settings_of
@@ -38,6 +38,10 @@ class InProcess:
         self.capacity, self.crashes = Capacity(cpus=cpus, gpus=0), crashes
         self.events: list[Event] = []
         self.submitted: list[str] = []
+
+    @property
+    def running(self) -> list[str]:
+        return []
 
     def submit(self, task: Task, job: Job) -> None:
         self.submitted.append(task.key)

@@ -1,19 +1,22 @@
 """What the driver sees between two ticks: hangs by progress alone, spent GPU-hours and money over all attempts, stop requests."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from studies import demo_spec
 
 from gopher.errors import UsageError
-from gopher.record import ASKED, RUNNING, STOPPED, RunFolder, RunState
+from gopher.record import ASKED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.spec import Placement
+from sweeps import lease
 from sweeps.backends.simulated import VirtualClock
 from sweeps.caps import reached, spent
 from sweeps.drive import Work, failed_runs, note_losses, tasks_of
+from sweeps.folders import make_folders
 from sweeps.hang import STARTING_SECONDS, STEPS_OF_GRACE, HangWatch
-from sweeps.lookout import Lookout, stop_mark
-from sweeps.schedule import ACTIVE, DONE, HELD, Capacity, Status
+from sweeps.lookout import TAKEN_OVER, Lookout, stop_mark
+from sweeps.schedule import ACTIVE, DONE, HELD, WAITING, Capacity, Status
 from sweeps.settings import ClusterSettings, LaunchSettings, Settings
 from sweeps.study import PlannedRun, Study
 
@@ -82,6 +85,43 @@ def test_a_stop_request_asks_the_running_and_holds_the_waiting(runs: list[Planne
     lookout.clock.sleep(2)
     assert "stopped by `gopher stop`" in str(lookout(statuses).hold) and lookout.stopped
     assert [RunFolder(tmp_path / "runs" / r.spec.key).stop_requested() for r in runs] == [ASKED, None]
+
+
+def test_a_run_that_another_sweep_trains_is_waited_for_and_then_queued(runs: list[PlannedRun], tmp_path: Path) -> None:
+    """Nothing of its folder is touched until then, and the other run starts meanwhile."""
+    settings, tasks = settings_with(tmp_path), tasks_of(Work(runs=runs))
+    lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), None, VirtualClock())
+    statuses = {t.key: Status(phase=DONE if t.kind == "data" else WAITING) for t in tasks}
+    key, folder = runs[0].spec.key, RunFolder(tmp_path / "runs" / runs[0].spec.key)
+    assert lookout(statuses).elsewhere == frozenset()
+    theirs = replace(runs[0].placement, log_every_steps=7)
+    with folder.held():
+        folder.create(runs[0].spec, theirs, {})
+        folder.request_stop()
+        make_folders(runs, settings)
+        assert lookout(statuses).elsewhere == {key} and folder.placement() == theirs and folder.stop_requested()
+        assert RunFolder(tmp_path / "runs" / runs[1].spec.key).state().state == QUEUED  # type: ignore[union-attr]
+    assert lookout(statuses).elsewhere == frozenset()
+    assert folder.placement() == runs[0].placement and folder.stop_requested() is None
+    state = folder.state()
+    assert state is not None and (state.state, state.train_seconds) == (QUEUED, 7200.0)
+
+
+def test_a_driver_whose_sweep_was_taken_over_kills_its_own_and_marks_nothing(
+    runs: list[PlannedRun], tmp_path: Path
+) -> None:
+    settings, tasks = settings_with(tmp_path), tasks_of(Work(runs=runs))
+    with lease.held(settings.sweep_dir, "demo") as own:
+        lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), own, VirtualClock())
+        statuses = {t.key: Status(phase=DONE) for t in tasks} | {runs[0].spec.key: Status(phase=ACTIVE)}
+        assert lookout(statuses).hold is None
+        (settings.sweep_dir / "lease.json").unlink()
+        lease.create(settings.sweep_dir, replace(own.holder, id="successor"))
+        own.tell(cpus=99)
+        lookout.clock.sleep(2)
+        outlook = lookout(statuses)
+    assert outlook.hold == TAKEN_OVER and outlook.hung == {runs[0].spec.key: TAKEN_OVER}
+    assert RunFolder(tmp_path / "runs" / runs[0].spec.key).stop_requested() is None
 
 
 def test_what_a_cap_held_back_is_stopped_with_the_reason(runs: list[PlannedRun], tmp_path: Path) -> None:

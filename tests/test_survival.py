@@ -86,7 +86,23 @@ def test_sigterm_to_a_worker_is_a_preemption_without_a_lost_step(text: Path, tmp
     until(lambda: step(tmp_path) >= 5, "no step")
     os.kill(train_worker(tmp_path), signal.SIGTERM)
     output = finish(driver, tmp_path)
-    assert "taken away" in output and "starting it again" in output
+    assert "taken away" in output and output.count("starting it again") == 1
+    assert "a worker died" not in output  # a preemption costs no attempt
+
+
+def test_two_sweeps_that_share_a_run_train_it_once(text: Path, tmp_path: Path) -> None:
+    """The second waits for the run that the first has in hand; the first is interrupted, the second then goes on with it."""
+    first = begin(text, tmp_path)
+    until(lambda: step(tmp_path) >= 5, "no step")
+    second = begin(text, tmp_path, "name=other")
+    until(lambda: (tmp_path / "sweeps" / "other" / "lease.json").exists(), "no second launch")
+    time.sleep(20)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=120)
+    assert first.returncode == 130
+    output = finish(second, tmp_path)
+    assert "waiting for it" in output and "starting it again" not in output
+    assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
 def test_a_hung_worker_is_killed_and_the_run_goes_on(text: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where tasks run: one interface, `submit`, `poll`, `cancel`, `logs` and `close`, for Ray and for a simulated cluster."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +47,11 @@ Job = DataJob | TrainJob | EvalJob
 class Backend(Protocol):
     @property
     def capacity(self) -> Capacity: ...
+
+    @property
+    def running(self) -> Collection[str]:
+        """Keys of the trainings that were submitted and have not ended."""
+        ...
 
     def submit(self, task: Task, job: Job) -> None: ...
 

@@ -95,6 +95,10 @@ class RayBackend:
         total = self.ray.cluster_resources()
         return Capacity(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)))
 
+    @property
+    def running(self) -> set[str]:
+        return {gang.key for gang in self._gangs if gang.key is not None}
+
     def warm(self, trainings: list[Task], texts: Mapping[str, DataJob]) -> None:
         """Begin what can begin before the loop does: the text tasks by key, and the gangs of the first trainings."""
         self._early = {key: self._prepare(job) for key, job in texts.items()}

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import GopherError
-from gopher.record import FINISHED, RunFolder
+from gopher.record import FINISHED, Held, RunFolder
 from sweeps.schedule import CRASH, FINAL, PREEMPTED, Event, Task
 
 GANG_END_SECONDS = 20
+LEFT = "the worker left, as its machine is taken away"
 
 
 def gang_shape(task: Task) -> tuple[int, int, int]:
@@ -67,8 +68,8 @@ class Gang:
         try:
             trainer.fit()
             self._error.append("the gang ended")
-        except Exception as error:  # any end of the gang is the run's crash, told by `collect`
-            self._error.append(first_line(error))
+        except Exception as error:  # any end of the gang is the run's end too, told by `collect`
+            self._error.append(LEFT if LEFT in str(error) else first_line(error))
 
     def give(self, key: str, folder: Path) -> None:
         """Hand the next run to the workers; that their mailbox is gone shows in `collect`."""
@@ -85,14 +86,16 @@ class Gang:
         if self.key is None or self.folder is None:
             return
         if outcome := self._outcome():
-            self.closed = self.shape[0] > 1 and not outcome["ok"]
+            self.closed = outcome.pop("last")
             self._settle(Event(key=self.key, **outcome))
         elif self._error:
             self.closed = True
             state = RunFolder(self.folder).state()
             finished = state is not None and state.state == FINISHED
-            reason = self._killed_for or f"a worker died: {self._error[0]}"
-            self._settle(Event(key=self.key, ok=finished, reason=None if finished else reason, cause=CRASH))
+            left = self._error[0] == LEFT
+            reason = self._killed_for or (LEFT if left else f"a worker died: {self._error[0]}")
+            cause = PREEMPTED if left else CRASH
+            self._settle(Event(key=self.key, ok=finished, reason=None if finished else reason, cause=cause))
 
     def _outcome(self) -> dict[str, Any] | None:
         """How the current run ended, or None while nobody has said."""
@@ -228,26 +231,30 @@ def work_through_runs(config: dict[str, Any]) -> None:
         folder = ray.get(mailbox.get.remote(index))
         if folder is None:
             return
-        outcome = train_one(RunFolder(folder), rank, world)
+        outcome, left = train_one(RunFolder(folder), rank, world), leaving()
+        # after a failure other ranks may still wait for this one: a fresh gang is the only clean start
+        last = left or (world > 1 and not outcome["ok"])
         if rank == 0:
-            ray.get(mailbox.done.remote(index, outcome))
-        if (world > 1 and not outcome["ok"]) or leaving():
-            # other ranks may still wait for this one, or its machine goes: a fresh gang is the only clean start
-            raise GopherError(outcome["reason"] or "the machine is taken away")
+            ray.get(mailbox.done.remote(index, outcome | {"last": last}))
+        if last:
+            raise GopherError(LEFT if left else outcome["reason"])
 
 
 def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
-    """Train one run in this worker; how it ended. Only the run's own failures are outcomes, anything unforeseen ends the gang."""
+    """Train one run in this worker; how it ended. Only the run's own failures are outcomes, anything unforeseen ends the gang.
+
+    A run that another process has in hand is as good as preempted: it waits for a place and costs no attempt.
+    """
     from gopher.checkpoint import NotWritten
     from gopher.train import train
     from gopher.worker_log import worker_log
 
-    with folder.held() if rank == 0 else contextlib.nullcontext(), worker_log(folder.path, f"rank{rank}"):
-        try:
+    try:
+        with folder.held() if rank == 0 else contextlib.nullcontext(), worker_log(folder.path, f"rank{rank}"):
             state = train(folder, rank=rank, world=world, should_stop=lambda: why_stop(folder))
-        except GopherError as error:
-            cause = CRASH if isinstance(error, NotWritten) else FINAL
-            return {"ok": False, "reason": str(error), "cause": cause, "exit_code": error.exit_code}
+    except GopherError as error:
+        cause = PREEMPTED if isinstance(error, Held) else CRASH if isinstance(error, NotWritten) else FINAL
+        return {"ok": False, "reason": str(error), "cause": cause, "exit_code": error.exit_code}
     return {"ok": state.state == FINISHED, "reason": state.reason, "cause": state.cause or FINAL}
 
 

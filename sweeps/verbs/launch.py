@@ -21,7 +21,6 @@ from sweeps.drive import (
     first_trainings,
     jobs_of,
     ladder,
-    make_folders,
     raise_if_all_alike,
     raise_if_failed,
     run_tasks,
@@ -29,6 +28,7 @@ from sweeps.drive import (
     unfinished,
     without_scores,
 )
+from sweeps.folders import make_folders
 from sweeps.lookout import stop_mark
 from sweeps.provenance import check_clean, code_state
 from sweeps.redact import redacted
@@ -169,7 +169,7 @@ def run_on(
         screen.close()
         answer = "stop" if interrupt.args else ask(screen.say)
         screen.say("stopping: runs write a checkpoint first; Ctrl-C again to leave at once")
-        stop_runs(work.runs, settings, PREEMPTED if interrupt.args else ASKED)
+        stop_runs(backend.running, settings, PREEMPTED if interrupt.args else ASKED)
         if answer == "detach":
             raise Detach from None
         raise
