@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from train_step import Eager, Rotary
 
 from gopher.model import Block, Transformer, initialise
-from gopher.optim import optimizer_of
+from gopher.optim import clip_scale, optimizer_of
 from gopher.shard import DTYPES, parts, process_group, shard
 from gopher.size import mfu, peak_flops
 from gopher.spec import (
@@ -104,7 +104,7 @@ def step_of(run: RunSpec, block: type[Block], device: str) -> Step:
 
     def step() -> None:
         (model(inputs, targets) / inputs.numel()).backward()
-        adam.step(1, 1e-5, 1.0)
+        adam.step(1, 1e-5, clip_scale(adam.squared_norm(), 1.0))
         adam.zero_grad()
 
     return step

@@ -88,6 +88,25 @@ def test_losses_are_those_of_one_rank(
         assert losses(folder)[name] == pytest.approx(exact, abs=1e-5, rel=1e-5), name
 
 
+def train_quietly(rank: int, path: Path, world: int) -> None:
+    warnings.simplefilter("ignore")  # the compiler imports what torch deprecates
+    train_to(rank, path, world, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("together", "recompute"), [(1, "none"), (2, "none"), (2, "full")])
+def test_compiled_blocks_compute_the_same(
+    shards: tuple[DataSpec, Path], alone: RunFolder, tmp_path: Path, together: int, recompute: str
+) -> None:
+    """By torch's own compiler, on two ranks."""
+    folder = folder_of(tmp_path / "run", shards, 2, together)
+    how = dataclasses.replace(folder.placement(), compile=True, activation_checkpointing=recompute)
+    folder.create(folder.spec(), how, {})
+    on_ranks(2, train_quietly, folder.path, 2)
+    for name, exact in losses(alone).items():
+        assert losses(folder)[name] == pytest.approx(exact, abs=1e-5, rel=1e-5), name
+
+
 def test_a_run_moves_between_meshes(shards: tuple[DataSpec, Path], alone: RunFolder, tmp_path: Path) -> None:
     """Four steps on a mesh of 2 x 2, the rest on one rank."""
     folder = folder_of(tmp_path / "run", shards, 4, 2)

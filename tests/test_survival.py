@@ -92,9 +92,10 @@ def test_sigterm_to_a_worker_is_a_preemption_without_a_lost_step(text: Path, tmp
 
 def test_two_sweeps_that_share_a_run_train_it_once(text: Path, tmp_path: Path) -> None:
     """The second waits for the run that the first has in hand; the first is interrupted, the second then goes on with it."""
-    first = begin(text, tmp_path)
+    longer = "tokens=800_000"
+    first = begin(text, tmp_path, longer)
     until(lambda: step(tmp_path) >= 5, "no step")
-    second = begin(text, tmp_path, "name=other")
+    second = begin(text, tmp_path, longer, "name=other")
     until(lambda: (tmp_path / "sweeps" / "other" / "lease.json").exists(), "no second launch")
     time.sleep(20)
     first.send_signal(signal.SIGTERM)
