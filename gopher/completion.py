@@ -25,10 +25,11 @@ def complete(
     until: Sequence[str] = (),
     sampling: Sampling = Sampling(temperature=0),  # noqa: B008  # frozen
     batch_rows: int = 64,
+    streams: Sequence[int] | None = None,
 ) -> list[Completion]:
     """The continuation of each prompt; an empty one is the end of the document before. Prompts that are too long lose their beginning, as in lm-evaluation-harness.
 
-    Raises `UsageError` when `max_new_tokens` leaves no room for a prompt.
+    `streams` as in `generate`. Raises `UsageError` when `max_new_tokens` leaves no room for a prompt.
     """
     if not 1 <= max_new_tokens < rung.context:
         raise UsageError(
@@ -46,6 +47,7 @@ def complete(
         sampling=sampling,
         is_done=ends(rung.tokenizer, stops),
         batch_rows=batch_rows,
+        streams=streams,
     )
     return [
         finished(rung.tokenizer, tokens, stops, max(0, len(prompt) - room))

@@ -1,7 +1,7 @@
 """Batched generation from prompts of any lengths, through the cache.
 
 Prompts are padded on the left and the padding is never seen, so a row's tokens are those it would get alone. Draws
-depend on (seed, index of the prompt, position): the same call gives the same tokens in any batch size.
+depend on (seed, number of the prompt, position): the same call gives the same tokens in any batch size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,15 +29,17 @@ def generate(
     is_done: IsDone = never,
     max_length: int | None = None,
     batch_rows: int = 64,
+    streams: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, in order: `max_new_tokens`, or fewer when `is_done` says so.
 
     `max_length` (default: the trained context) is the most a prompt and its new tokens may take together; relative
-    positions reach beyond the context, but the model has not learned to use them.
+    positions reach beyond the context, but the model has not learned to use them. `streams` numbers the prompts where they
+    are part of a larger whole: prompts of one number draw alike.
     """
     check_prompts(reader, prompts, max_new_tokens, max_length)
     new: list[list[int]] = [[] for _ in prompts]
-    dice = Dice(sampling.seed, "generate", len(prompts), reader.device)
+    dice = Dice(sampling.seed, "generate", len(prompts) if streams is None else streams, reader.device)
     for rows in by_length(prompts, batch_rows) if max_new_tokens else ():
         cache, last = prefill(reader, [prompts[row] for row in rows], max_new_tokens)
         while rows:

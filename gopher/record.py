@@ -122,9 +122,18 @@ class RunFolder:
     def scores_file(self, task: str) -> Path:
         return self.path / "evals" / f"{task}.json"
 
-    def unscored(self, tasks: Iterable[str]) -> list[str]:
-        """Those of `tasks` that the record has no scores of."""
-        return [task for task in tasks if not self.scores_file(task).is_file()]
+    def scores(self, task: str) -> dict[str, Any] | None:
+        """What the record says of a task or group, or None."""
+        try:
+            found: dict[str, Any] = json.loads(self.scores_file(task).read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found
+
+    def unscored(self, tasks: Iterable[str], exam: str) -> list[str]:
+        """Those of `tasks` that the record has no scores of as the exam of that key asks; what could not be read counts too."""
+        known = {task: self.scores(task) or {} for task in tasks}
+        return [task for task, record in known.items() if record.get("exam") != exam or record.get("skipped")]
 
     def create(self, spec: RunSpec, placement: Placement, provenance: dict[str, Any]) -> None:
         """Write the spec once (a folder of that key always holds that spec), placement and provenance at every start."""

@@ -1,5 +1,6 @@
 """From logits to the next token: temperature, nucleus, and draws that depend on (seed, row, position) alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,10 @@ def draw(p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 class Dice:
     """Uniform numbers in (0, 1] for the positions of each row; other rows and their number do not matter."""
 
-    def __init__(self, seed: int, purpose: str, rows: int, device: torch.device) -> None:
-        keys = [signed(stream_key(seed, purpose, row)) for row in range(rows)]
+    def __init__(self, seed: int, purpose: str, rows: int | Sequence[int], device: torch.device) -> None:
+        """`rows`: how many there are, or the number of each row's own stream."""
+        named = range(rows) if isinstance(rows, int) else rows
+        keys = [signed(stream_key(seed, purpose, row)) for row in named]
         self.keys, self.device = torch.tensor(keys, dtype=torch.int64), device
 
     def roll(self, rows: list[int], positions: list[int]) -> torch.Tensor:

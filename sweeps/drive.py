@@ -42,7 +42,9 @@ def unfinished(study: Study, settings: Settings) -> list[PlannedRun]:
 
 def without_scores(study: Study, settings: Settings) -> list[PlannedRun]:
     """Runs of which some evaluation task was not scored yet."""
-    return [r for r in study.runs if RunFolder(settings.run_dir(r.spec.key)).unscored(settings.tasks)]
+    return [
+        r for r in study.runs if RunFolder(settings.run_dir(r.spec.key)).unscored(settings.tasks, settings.exam.key)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

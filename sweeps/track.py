@@ -351,7 +351,7 @@ class Tracker:
         """A run's table of task scores as an artifact, once its metrics have been delivered."""
         run_id = (self._note(folder) or self._begin(folder))["run_id"]
         with self._telling("the scores are in the run's folder, the same command logs them"):
-            self._client.log_dict(run_id, dict(table), "eval/scores.json")
+            self._client.log_dict(run_id, dict(table), f"eval/scores-{table['version']}.json")
             self._set_tags(run_id, {"eval.version": str(table["version"])})
 
     def log_folder(self, folder: Path, place: str) -> None:

@@ -89,7 +89,7 @@ def test_shards_on_ray_survive_a_killed_actor(tiny_run: Path, tmp_path: Path) ->
     shards = [
         Shard(checkpoint=c, task=bundle.task, bundle=bundle.key, number=i)
         for c in checkpoints
-        for i in range(len(bundle.shards()))
+        for i in range(len(bundle.shards))
     ]
     store, calm = Store(folder=tmp_path / "a"), Store(folder=tmp_path / "calm")
     backend = RayBackend(ClusterSettings(cpus=2), tmp_path / "ray")

@@ -121,12 +121,12 @@ def long_bundle(count: int = 60) -> Bundle:
 
 def test_shards_hold_whole_documents_and_every_request_once() -> None:
     bundle = long_bundle()
-    shards = bundle.shards()
+    shards = bundle.shards
     assert len(shards) > 3 and [i for s in shards for i in s] == list(range(len(bundle.requests)))
     shared = [
         Request(doc_id=i // 4, idx=i % 4, kind="loglikelihood", context="x" * 10**6, continuation="y") for i in range(8)
     ]
-    assert len(Bundle(task="t", key="k", made_of={}, requests=tuple(shared)).shards()) == 2
+    assert len(Bundle(task="t", key="k", made_of={}, requests=tuple(shared)).shards) == 2
 
 
 KILLED = """
@@ -150,7 +150,7 @@ def test_a_kill_loses_one_shard_and_nothing_is_scored_twice(tiny_run: Path, tmp_
     process.send_signal(signal.SIGKILL)
     process.wait()
     bundle, store, rung = long_bundle(), Store(folder=tmp_path / "a"), open_rung(tiny_run)
-    shards, left = bundle.shards(), store.missing(rung.sha256, bundle)
+    shards, left = bundle.shards, store.missing(rung.sha256, bundle)
     assert 0 < len(left) < len(shards)
     assert score_missing([rung], bundle, store) == sum(len(shards[i]) for i in left)
     assert score_missing([rung], bundle, store) == 0

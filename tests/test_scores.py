@@ -50,8 +50,8 @@ def test_scores_land_once_and_equal_the_harness(run: RunFolder, tasks: Path) -> 
     from gopher.inference import open_rung
     from gopher.lm_eval_adapter import GopherLM
 
-    assert run.unscored(["colours"]) == ["colours"]
     exam = Exam(tasks=("colours",), tasks_path=str(tasks))
+    assert run.unscored(["colours"], exam.key) == ["colours"]
     score_run(run.path, exam)
     rung, loaded = open_rung(run.path), tasks_named(["colours"], str(tasks), print)
     own = lm_eval.simple_evaluate(GopherLM(rung=rung), tasks=list(loaded.found.values()), bootstrap_iters=100)
@@ -72,11 +72,25 @@ def test_scores_land_once_and_equal_the_harness(run: RunFolder, tasks: Path) -> 
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_without_data_is_recorded_with_its_reason_and_the_others_go_on(run: RunFolder, tasks: Path) -> None:
     (tasks / "lost.yaml").write_text(TASK.replace("task: colours", "task: lost").format(data=tasks / "gone.jsonl"))
-    score_run(run.path, Exam(tasks=("lost", "colours"), tasks_path=str(tasks)))
-    assert run.unscored(["lost", "colours"]) == []
+    exam = Exam(tasks=("lost", "colours"), tasks_path=str(tasks))
+    score_run(run.path, exam)
+    assert run.unscored(exam.tasks, exam.key) == ["lost"]  # its data may come
     record = json.loads(run.scores_file("lost").read_text())
     assert record["metrics"] == {} and "gone.jsonl" in record["skipped"]
     assert set(run.metrics()) >= {"eval/colours.acc"} and not any("lost" in name for name in run.metrics())
+    shutil.copy(tasks / "colours.jsonl", tasks / "gone.jsonl")
+    score_run(run.path, exam)
+    assert run.unscored(exam.tasks, exam.key) == [] and "eval/lost.acc" in run.metrics()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_way_to_ask_is_scored_anew(run: RunFolder, tasks: Path) -> None:
+    few, all_items = (Exam(tasks=("colours",), tasks_path=str(tasks), limit=limit) for limit in (2, None))
+    for exam, items in ((few, 2), (all_items, 6)):
+        assert run.unscored(exam.tasks, exam.key) == ["colours"]
+        score_run(run.path, exam)
+        assert json.loads(run.scores_file("colours").read_text())["items"] == {"colours": items}
+    assert list(run.metrics()["eval/colours.items"].values()) == [6.0, 6.0]
 
 
 def test_a_run_without_a_checkpoint_cannot_be_scored(run: RunFolder) -> None:

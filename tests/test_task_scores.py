@@ -28,7 +28,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     tracker = Tracker(f"sqlite:///{root / 'mlflow.db'}", "demo", root / "mlartifacts", ("54k", "121k"))
     tracker.open_sweep("")
     assert tracker.flush(folders, 10) is None
-    tracker.log_scores(folders[0], {"version": "v1", "results": []})
+    for version in ("v1", "v2"):
+        tracker.log_scores(folders[0], {"version": version, "results": []})
     return tracker.uri
 
 
@@ -53,8 +54,9 @@ def test_the_table_is_an_artifact_of_the_run(uri: str) -> None:
     (run,) = client.search_runs(
         [client.get_experiment_by_name("demo").experiment_id], "tags.kind = 'train' and tags.rung = '54k'"
     )
-    assert [a.path for a in client.list_artifacts(run.info.run_id, "eval")] == ["eval/scores.json"]
-    assert run.data.tags["eval.version"] == "v1"
+    tables = [a.path for a in client.list_artifacts(run.info.run_id, "eval")]
+    assert tables == ["eval/scores-v1.json", "eval/scores-v2.json"]  # one for each set of bundles
+    assert run.data.tags["eval.version"] == "v2"
 
 
 def test_categories_are_the_papers() -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gopher.completion import complete
-from gopher.evals.bundle import GENERATE, LIKELIHOOD, ROLLING, Request
+from gopher.evals.bundle import DEFAULT_NEW_TOKENS, GENERATE, LIKELIHOOD, ROLLING, Request
 from gopher.inference import Rung
 from gopher.sampling import Sampling
 from gopher.score import Score, score_documents, score_long
@@ -38,6 +38,13 @@ class Answer:
     n_tokens: int | None = None
     cut_tokens: int = 0  # of the context, dropped on the left to fit the model's
     text: str | None = None  # generated
+
+    @property
+    def nats(self) -> float:
+        """`log_prob` of an answer that has one."""
+        if self.log_prob is None:
+            raise ValueError("generated text has no log-probability")
+        return self.log_prob
 
 
 class Encoder:
@@ -68,26 +75,26 @@ class Encoder:
         return begin, whole[len(begin) :]
 
 
-def answer(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
-    """The answer to each request, in order."""
+def answer(rung: Rung, requests: Sequence[Request], first: int, scoring: Scoring, encoder: Encoder) -> list[Answer]:
+    """The answer to each request, in order; `first` is the place of the first one in its bundle."""
     kinds: defaultdict[str, list[int]] = defaultdict(list)
     for i, request in enumerate(requests):
         kinds[request.kind].append(i)
     out: list[Answer | None] = [None] * len(requests)
     for kind, members in kinds.items():
-        found = ANSWERS[kind](rung, [requests[i] for i in members], scoring, encoder)
+        found = ANSWERS[kind](rung, {first + i: requests[i] for i in members}, scoring, encoder)
         for i, one in zip(members, found, strict=True):
             out[i] = one
     return [one for one in out if one is not None]
 
 
-def likelihoods(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
-    pairs = [encoder.pair(r.context, r.continuation) for r in requests]
+def likelihoods(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+    pairs = [encoder.pair(r.context, r.continuation) for r in requests.values()]
     return [of_score(s) for s in score_long(rung.reader, pairs)]
 
 
-def rolling(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
-    documents = [ids.astype(np.int64) for ids in rung.tokenizer.encode([r.context for r in requests])]
+def rolling(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+    documents = [encoder.encode(r.context) for r in requests.values()]
     found = score_documents(
         rung.reader,
         documents,
@@ -97,18 +104,19 @@ def rolling(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: 
     return [of_score(s) for s in found]
 
 
-def generations(rung: Rung, requests: Sequence[Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+def generations(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+    """Sampled by the place of a request in its bundle, so that no cut into shards shows."""
     groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for i, request in enumerate(requests):
+    for i, request in requests.items():
         groups[how(json.loads(request.options), rung.context // 2)].append(i)
-    out = [Answer(log_prob=None)] * len(requests)
+    out: dict[int, Answer] = {}
     for (until, count, temperature, top_p), members in groups.items():
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=scoring.seed)
         prompts = [requests[i].context for i in members]
-        made = complete(rung, prompts, max_new_tokens=count, until=until, sampling=sampling)
+        made = complete(rung, prompts, max_new_tokens=count, until=until, sampling=sampling, streams=members)
         for i, one in zip(members, made, strict=True):
             out[i] = Answer(log_prob=None, text=one.text, cut_tokens=one.cut_tokens)
-    return out
+    return [out[i] for i in requests]
 
 
 ANSWERS = {LIKELIHOOD: likelihoods, ROLLING: rolling, GENERATE: generations}
@@ -124,7 +132,7 @@ def how(options: dict[str, Any], most_tokens: int) -> tuple[tuple[str, ...], int
     """(stop strings, new tokens, temperature, top_p) of the harness's generation options."""
     until = options.get("until") or []
     stops: Sequence[str] = [until] if isinstance(until, str) else until
-    count = min(int(options.get("max_gen_toks", 256)), most_tokens)
+    count = min(int(options.get("max_gen_toks", DEFAULT_NEW_TOKENS)), most_tokens)
     sampled = bool(options.get("do_sample", False))
     temperature = float(options.get("temperature", 1.0)) if sampled else 0.0
     return tuple(stop for stop in stops if stop), max(1, count), temperature, float(options.get("top_p", 1.0))

@@ -6,6 +6,7 @@ bundles/<task>-<key>.parquet holds one row per request and, in its metadata, wha
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from gopher.record import written_whole
 
 FORMAT = 1
 SHARD_CHARACTERS = 400_000  # of text that no request before has: half a minute of a laptop, less of a cluster
+GENERATED_CHARACTERS = 40  # of scored text that one generated token costs as much time as
+DEFAULT_NEW_TOKENS = 256  # of a generation that names no number, as in the harness
 LIKELIHOOD, ROLLING, GENERATE = "loglikelihood", "loglikelihood_rolling", "generate_until"
 
 
@@ -29,6 +32,11 @@ class Request:
     gold: int | None = None  # of a multiple choice: idx of the right option, if the task says one
     cluster: str = ""  # passage or subject that the document shares with others; empty: its own
 
+    @property
+    def new_tokens(self) -> int:
+        """Most tokens that are generated for it."""
+        return int(json.loads(self.options).get("max_gen_toks", DEFAULT_NEW_TOKENS)) if self.kind == GENERATE else 0
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
@@ -43,6 +51,11 @@ class Bundle:
     def n_docs(self) -> int:
         return len({r.doc_id for r in self.requests})
 
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(r.kind for r in self.requests)
+
+    @cached_property
     def shards(self) -> list[range]:
         """Ranges of requests, whole documents each, of about `SHARD_CHARACTERS` new characters."""
         cuts, size, before = [0], 0, ""
@@ -53,6 +66,7 @@ class Bundle:
                 size = 0
             same = 0 if request.context is before else common_length(before, request.context)
             size += (0 if request.context is before else len(request.context) - same) + len(request.continuation)
+            size += request.new_tokens * GENERATED_CHARACTERS
             before = request.context
         return [range(a, b) for a, b in zip(cuts, [*cuts[1:], len(self.requests)], strict=True)]
 

@@ -5,9 +5,11 @@ the task's configuration, its documents, the shots or the seed have changed, and
 """
 
 import hashlib
+import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ from gopher.evals.exam import FEWSHOT_SEED
 from gopher.evals.items import Say, Skipped, quiet, tasks_named
 from gopher.identity import content_hash
 
-PROMPT_VERSION = 1  # raise it when the same task begins to be rendered otherwise
+PROMPT_VERSION = 2  # raise it when the same task begins to be rendered otherwise
 
 KINDS = (LIKELIHOOD, ROLLING, GENERATE)
-SHARED_TEXTS = ("article", "passage", "story")  # fields of documents that several questions are asked about
+SHARED_TEXTS = ("cluster", "article", "passage", "story")  # fields of documents that several questions are asked about
+
+
+# of a task's configuration: where its documents lie (they are hashed themselves), and what is made of the answers
+NOT_ASKED = ("dataset_kwargs", "metadata", "process_results", "filter_list")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +56,8 @@ def compile_tasks(
     loaded = tasks_named(names, tasks_path, say)
     bundles, skipped, rendered = {}, list(loaded.skipped), 0
     for name, task in loaded.found.items():
-        set_prompting(task, prompting)
         try:
+            set_prompting(task, prompting)
             made_of = origin(task, prompting)
             key = content_hash(made_of)[:16]
             bundle = read_bundle(folder, name, key)
@@ -75,28 +81,44 @@ def one_line(error: BaseException) -> str:
 
 
 def set_prompting(task: Any, prompting: Prompting) -> None:
-    """Shots and seed by the harness's own rules: a task that fixes 0 shots keeps them."""
+    """Shots and seed by the harness's own rules: a task that fixes 0 shots keeps them.
+
+    Raises `GopherError` where examples would come from the very documents that are asked about.
+    """
     fixed = task.get_config("num_fewshot")
     if prompting.shots is not None and fixed != 0:
         task.set_config(key="num_fewshot", value=prompting.shots)
     elif fixed is None:
         task.set_config(key="num_fewshot", value=0)
+    if task.get_config("num_fewshot") and not has_examples(task):
+        raise GopherError(
+            f"{task.config.task} has no examples but its test documents, so answers would stand in the prompts; "
+            "name a fewshot_split in its YAML, or set evals.shots=0"
+        )
     task.set_fewshot_seed(seed=prompting.seed)
+
+
+def has_examples(task: Any) -> bool:
+    """Whether few-shot examples come from elsewhere than the test documents, or the task says that these are meant."""
+    named = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples is not None
+    return bool(named or task.has_training_docs() or task.has_validation_docs())
 
 
 def origin(task: Any, prompting: Prompting) -> dict[str, Any]:
     """What the task's requests are made of: equal for equal requests, on any machine."""
     import lm_eval
 
-    config = {k: v for k, v in task.dump_config().items() if k not in ("dataset_kwargs", "metadata")}
-    examples = task.fewshot_docs() if task.get_config("num_fewshot") else []
+    config = {k: v for k, v in asdict(task.config).items() if k not in NOT_ASKED}
+    shots = task.get_config("num_fewshot")
+    examples = task.fewshot_docs() if shots else []
     return {
         "task": task.config.task,
-        "config": sha256_of(config),
+        "config": sha256_of([config, code_hash(type(task))]),
+        "cluster": cluster_field(task),
         "documents": documents_hash(task, prompting.limit),
         "examples": sha256_of([dict(doc) for doc in examples or []]),
-        "shots": task.get_config("num_fewshot"),
-        "seed": prompting.seed,
+        "shots": shots,
+        "seed": prompting.seed if shots else None,  # chooses examples, and nothing else
         "limit": prompting.limit,
         "prompt_version": PROMPT_VERSION,
         "harness": lm_eval.__version__,
@@ -108,7 +130,28 @@ def documents_hash(task: Any, limit: int | None) -> str:
 
 
 def sha256_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """`value` with code as the hash of what it says: its address differs from process to process."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return code_hash(value) if callable(value) else value
+
+
+def code_hash(code: Any) -> str:
+    """The name of a function or class with the hash of the whole file that it is in: constants and helpers count too."""
+    if isinstance(code, partial):
+        return f"{code_hash(code.func)} {sha256_of([code.args, code.keywords])}"
+    try:
+        text = Path(inspect.getfile(code)).read_bytes()
+    except (TypeError, OSError):  # built in, or from no file: its name is all there is
+        text = b""
+    name = getattr(code, "__qualname__", type(code).__qualname__)
+    return f"{name} {hashlib.sha256(text).hexdigest()}"
 
 
 def render(task: Any, prompting: Prompting) -> tuple[Request, ...]:
@@ -147,8 +190,13 @@ def gold_of(task: Any, doc: Any) -> int | None:
     return gold if isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(choices) else None
 
 
+def cluster_field(task: Any) -> str | None:
+    """The field of documents that the task's metadata names as what they share."""
+    metadata = task.config.metadata
+    return metadata.get("cluster") if isinstance(metadata, dict) else None
+
+
 def cluster_of(task: Any, doc: Any) -> str:
-    """A short name of the text that the document shares with others: the field that the task's metadata names, or a usual one."""
-    named = (task.config.metadata or {}).get("cluster") if isinstance(task.config.metadata, dict) else None
-    field = named or next((f for f in SHARED_TEXTS if isinstance(doc, dict) and f in doc), None)
+    """A short name of what the document shares with others: the field that the task's metadata names, or a usual one."""
+    field = cluster_field(task) or next((f for f in SHARED_TEXTS if isinstance(doc, dict) and f in doc), None)
     return sha256_of(doc[field])[:12] if field and field in doc else ""

@@ -1,8 +1,9 @@
 """What a checkpoint is asked: tasks by name and how they are put. Standard library only, so that drivers need no torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from gopher.errors import UsageError
+from gopher.identity import content_hash
 
 FEWSHOT_SEED = 1234  # the harness's own
 
@@ -18,6 +19,11 @@ class Exam:
         None  # tokens that windows over long documents move by; None: a whole context, as the harness does
     )
     floor: bool = True  # the untrained model of the same size beside it, as step 0
+
+    @property
+    def key(self) -> str:
+        """Of how tasks are asked, whichever they are."""
+        return content_hash({k: v for k, v in asdict(self).items() if k != "tasks"})[:12]
 
     def __post_init__(self) -> None:
         for name in ("limit", "stride"):

@@ -1,20 +1,22 @@
 """Scores from stored answers, without a model: the harness's own metrics, computed by the harness, and smooth ones beside them.
 
 Of a multiple choice with one right option, over its items:
+    acc_bytes    whether the option with the most log-probability per byte, blanks around it apart, is the right one
     gold_bpb     bits per byte of the right option as it was scored, blank in front included
     choice_prob  probability of the right option, exp(log p) normalised over the options
     brier        sum over the options of (probability - 1 if right)^2, 0 to 2 (Brier 1950)
     chance       1 / number of options: what guessing gives acc
+Of a group the same over the items of all members.
 Of whole documents and of single continuations: bpb, bits per byte over all items together.
 
-Standard errors are those of a mean over clusters (passages, where items share one, else the items themselves); where no
-cluster is shared they equal the harness's.
+Standard errors are those of a mean over clusters (passages, where items share one, else the items themselves; of a group
+its members); where no cluster is shared they equal the harness's.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
 from typing import Any
@@ -23,9 +25,11 @@ import numpy as np
 
 from gopher.evals.answers import Answer
 from gopher.evals.bundle import LIKELIHOOD, ROLLING, Bundle, Request
-from gopher.evals.compile import Compiled
-from gopher.evals.items import quiet
+from gopher.evals.compile import Compiled, one_line
+from gopher.evals.items import Skipped, quiet
+from gopher.evals.scorers import scorer_name
 
+SMOOTH = ("acc_bytes", "gold_bpb", "choice_prob", "brier", "chance")
 BOOTSTRAPS = 1000  # of the harness, for its metrics whose standard error has no formula
 
 Items = dict[int, float]  # doc_id -> value
@@ -45,48 +49,90 @@ class TaskScore:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """All scores of one checkpoint, and the items behind those that are means of items."""
+    """All scores of one checkpoint, the items behind those that are means of items, and the tasks that have no score."""
 
     scores: list[TaskScore]
     items: dict[tuple[str, str], Items]  # (task, metric) -> items
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """What the harness makes of answers: results by task or group, in its own words, and its numbers per item."""
+
+    results: dict[str, dict[str, Any]]
+    items: dict[tuple[str, str], Items]
 
 
 def scored(compiled: Compiled, answers: Mapping[str, Sequence[Answer]]) -> Scored:
-    """All metrics of the tasks whose answers are given, and of their groups."""
+    """All metrics of the tasks whose answers are given, and of their groups.
+
+    A task whose answers are no numbers, or whose own code fails on them, has no score but a reason; the others go on.
+    """
     bundles = {name: bundle for name, bundle in compiled.bundles.items() if name in answers}
-    groups = {g: v for g, v in compiled.groups.items() if {t.task_name for t in v.get_all_tasks()} <= set(bundles)}
-    results, items = by_harness(compiled.tasks, groups, bundles, answers)
-    out = []
-    for name, bundle in bundles.items():
+    reasons = {name: why for name in bundles if (why := not_finite(answers[name]))}
+    try:
+        found = by_harness(compiled, without(bundles, reasons), answers)
+    except Exception:  # of any task's own code
+        reasons |= failing(compiled, without(bundles, reasons), answers)
+        found = by_harness(compiled, without(bundles, reasons), answers)
+    out: list[TaskScore] = []
+    items: dict[tuple[str, str], Items] = {}
+    for name, bundle in without(bundles, reasons).items():
         asked = list(zip(bundle.requests, answers[name], strict=True))
-        own, own_items = smooth_scores(name, asked)
-        items |= own_items
-        harness = [clustered(s, items, clusters_of(asked)) for s in task_scores(name, results[name], bundle.n_docs)]
-        out += [*harness, *own]
-    for name, group in groups.items():
-        if name in results:
-            out += task_scores(name, results[name], sum(bundles[t.task_name].n_docs for t in group.get_all_tasks()))
-    return Scored(scores=out, items=items)
+        label = label_of(compiled.tasks[name])
+        harness = [sized(s, found.items) for s in task_scores(name, found.results[name], bundle.n_docs)]
+        means = {s.metric: own for s in harness if (own := mean_items(s, found.items))}
+        harness = [clustered(s, means.get(s.metric, {}), clusters_of(asked)) for s in harness]
+        smooth, smooth_items = smooth_scores(name, asked, known={s.metric for s in harness})
+        items |= smooth_items | {(name, metric + label): own for metric, own in means.items()}
+        out += [*(replace(s, metric=s.metric + label) for s in harness), *smooth]
+    groups = {g: members_of(v) for g, v in compiled.groups.items() if g in found.results}
+    for name, members in groups.items():
+        size = sum(bundles[m].n_docs for m in members)
+        out += group_scores(name, members, task_scores(name, found.results[name], size), items)
+    return Scored(scores=out, items=items, skipped=[Skipped(task=t, reason=why) for t, why in reasons.items()])
+
+
+def without(bundles: Mapping[str, Bundle], names: Iterable[str]) -> dict[str, Bundle]:
+    return {name: bundle for name, bundle in bundles.items() if name not in set(names)}
+
+
+def not_finite(answers: Sequence[Answer]) -> str | None:
+    """Why no score can be made of the answers, or None: the harness would take NaN for a choice like any other."""
+    bad = sum(a.text is None and not (a.log_prob is not None and math.isfinite(a.log_prob)) for a in answers)
+    return f"{bad} of {len(answers)} log-probabilities are not finite: the checkpoint has diverged" if bad else None
+
+
+def failing(
+    compiled: Compiled, bundles: Mapping[str, Bundle], answers: Mapping[str, Sequence[Answer]]
+) -> dict[str, str]:
+    """Task -> why its own code fails, of those that fail alone too."""
+    out = {}
+    for name, bundle in bundles.items():
+        try:
+            by_harness(compiled, {name: bundle}, answers)
+        except Exception as error:
+            out[name] = f"its metrics fail with {type(error).__name__}: {one_line(error)}"
+    return out
 
 
 # ---- by the harness
 
 
-def by_harness(
-    tasks: Mapping[str, Any],
-    groups: Mapping[str, Any],
-    bundles: Mapping[str, Bundle],
-    answers: Mapping[str, Sequence[Answer]],
-) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str], Items]]:
+def by_harness(compiled: Compiled, bundles: Mapping[str, Bundle], answers: Mapping[str, Sequence[Answer]]) -> Found:
     """What `lm_eval.evaluate` makes of the answers: the tasks get their requests from the bundles, nothing is rendered."""
     import lm_eval
 
     from gopher.evals.replay import Rendered, Replay
 
+    if not bundles:
+        return Found(results={}, items={})
+    groups = {g: v for g, v in compiled.groups.items() if set(members_of(v)) <= set(bundles)}
     (limit,) = {bundle.made_of["limit"] for bundle in bundles.values()}
     for name, bundle in bundles.items():
-        tasks[name].build_all_requests = Rendered(tasks[name], bundle)
-    chosen: Any = {"tasks": {name: tasks[name] for name in bundles}, "groups": dict(groups), "group_map": {}}
+        compiled.tasks[name].build_all_requests = Rendered(compiled.tasks[name], bundle)
+    chosen: Any = {"tasks": {name: compiled.tasks[name] for name in bundles}, "groups": groups, "group_map": {}}
     with quiet():
         found: Any = lm_eval.evaluate(Replay(bundles, answers), chosen, limit=limit, bootstrap_iters=BOOTSTRAPS)
     items: dict[tuple[str, str], Items] = {}
@@ -96,13 +142,24 @@ def by_harness(
                 if isinstance(value := sample.get(metric), (bool, int, float)):
                     key = task, metric_name(f"{metric},{sample['filter']}")
                     items.setdefault(key, {})[int(sample["doc_id"])] = float(value)
-    return found["results"], items
+    return Found(results=found["results"], items=items)
+
+
+def members_of(group: Any) -> list[str]:
+    return [task.task_name for task in group.get_all_tasks()]
 
 
 def metric_name(key: str) -> str:
     """The harness's `acc,none` as acc, its `exact_match,strict` as exact_match-strict."""
     metric, _, kept = key.partition(",")
     return metric if kept in ("", "none") else f"{metric}-{kept}"
+
+
+def label_of(task: Any) -> str:
+    """What metrics of the task are named after: the scorer of generated text that its metadata asks for, or nothing."""
+    metadata = task.config.metadata
+    kind = metadata.get("scorer") if isinstance(metadata, dict) else None
+    return f"-{scorer_name(kind)}" if kind else ""
 
 
 def task_scores(task: str, values: Mapping[str, Any], n: int) -> list[TaskScore]:
@@ -117,30 +174,68 @@ def task_scores(task: str, values: Mapping[str, Any], n: int) -> list[TaskScore]
     return out
 
 
+def sized(score: TaskScore, items: Mapping[tuple[str, str], Items]) -> TaskScore:
+    """The score with the number of items that have it: some metrics are of a part of them."""
+    own = items.get((score.task, score.metric))
+    return replace(score, n=len(own)) if own else score
+
+
+def mean_items(score: TaskScore, items: Mapping[tuple[str, str], Items]) -> Items:
+    """The items of a score that is their mean; of others (a perplexity's are log-likelihoods) none."""
+    own = items.get((score.task, score.metric), {})
+    return own if own and math.isclose(fmean(own.values()), score.value, rel_tol=1e-9, abs_tol=1e-9) else {}
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def clustered(score: TaskScore, items: Mapping[tuple[str, str], Items], clusters: Mapping[int, str]) -> TaskScore:
-    """The score with its standard error over clusters, where items share them and the score is their mean."""
-    own = items.get((score.task, score.metric), {})
-    shared = len(set(clusters.values())) < len(clusters)
-    if not shared or set(own) != set(clusters) or not math.isclose(fmean(own.values()), score.value, abs_tol=1e-9):
+def clustered(score: TaskScore, items: Items, clusters: Mapping[int, str]) -> TaskScore:
+    """The score, which is the mean of `items`, with its standard error over clusters, where items share them."""
+    names = [clusters[i] for i in items]
+    if len(set(names)) == len(names):
         return score
-    error = ratio_error(list(own.values()), [1.0] * len(own), [clusters[i] for i in own])
-    return TaskScore(task=score.task, metric=score.metric, value=score.value, stderr=error, n=score.n)
+    return replace(score, stderr=ratio_error(list(items.values()), [1.0] * len(items), names))
+
+
+def group_scores(
+    group: str, members: Sequence[str], harness: Sequence[TaskScore], items: Mapping[tuple[str, str], Items]
+) -> list[TaskScore]:
+    """A group's scores: the harness's, and the smooth ones over the items of all members. A member (a subject) is a cluster."""
+    pooled = {m: s for m in (*SMOOTH, *(h.metric for h in harness)) if (s := over_members(group, m, members, items))}
+    out = []
+    for score in harness:
+        same = pooled.get(score.metric)
+        agrees = same is not None and math.isclose(same.value, score.value, rel_tol=1e-9, abs_tol=1e-9)
+        out.append(same if same is not None and agrees else score)
+    return [*out, *(s for m, s in pooled.items() if m in SMOOTH and m not in {h.metric for h in harness})]
+
+
+def over_members(
+    group: str, metric: str, members: Sequence[str], items: Mapping[tuple[str, str], Items]
+) -> TaskScore | None:
+    """The mean over all items of all members, or None where a member has no such items."""
+    if not all((m, metric) in items for m in members):
+        return None
+    values = {(m, i): v for m in members for i, v in items[m, metric].items()}
+    error = ratio_error(list(values.values()), [1.0] * len(values), [m for m, _ in values])
+    known = None if metric == "chance" else error
+    return TaskScore(task=group, metric=metric, value=fmean(values.values()), stderr=known, n=len(values))
 
 
 # ---- smooth metrics
 
 
-def smooth_scores(task: str, asked: Asked) -> tuple[list[TaskScore], dict[tuple[str, str], Items]]:
-    """The metrics of this module's first lines, and the items of those that are means."""
+def smooth_scores(
+    task: str, asked: Asked, known: Collection[str] = ()
+) -> tuple[list[TaskScore], dict[tuple[str, str], Items]]:
+    """The metrics of this module's first lines but the `known` ones, and the items of those that are means."""
     clusters = clusters_of(asked)
     items: dict[tuple[str, str], Items] = {}
     for doc_id, group in groupby(asked, key=lambda pair: pair[0].doc_id):
         for metric, value in choice_values(list(group)).items():
-            items.setdefault((task, metric), {})[doc_id] = value
+            if metric not in known:
+                items.setdefault((task, metric), {})[doc_id] = value
     out = [mean_score(task, metric, values, clusters) for (_, metric), values in items.items()]
     texts = [(r, a) for r, a in asked if r.kind == ROLLING or (r.kind == LIKELIHOOD and r.gold is None)]
     whole = len(texts) == len(asked) and all(r.idx == 0 for r, _ in texts)
@@ -150,15 +245,19 @@ def smooth_scores(task: str, asked: Asked) -> tuple[list[TaskScore], dict[tuple[
 def choice_values(asked: Asked) -> dict[str, float]:
     """The metrics of one item; none where it has no single right option."""
     gold = asked[0][0].gold
-    options = [(r, a) for r, a in asked if r.kind == LIKELIHOOD and r.context]  # those behind "" ask for the prior
-    if gold is None or gold >= len(options) or any(a.log_prob is None for _, a in options):
+    options = [(r, a) for r, a in asked if r.kind == LIKELIHOOD]
+    if any(r.context for r, _ in options):
+        options = [(r, a) for r, a in options if r.context]  # those behind "" ask for the prior
+    if gold is None or gold >= len(options):
         return {}
-    log_probs = np.array([a.log_prob for _, a in options])
+    log_probs = np.array([a.nats for _, a in options])
     probabilities = np.exp(log_probs - log_probs.max())
     probabilities /= probabilities.sum()
     right = np.eye(len(options))[gold]
     size = len(options[gold][0].continuation.encode())
+    lengths = np.array([max(1, len(r.continuation.strip().encode())) for r, _ in options])
     return {
+        "acc_bytes": float(np.argmax(log_probs / lengths) == gold),
         "gold_bpb": float(-log_probs[gold] / math.log(2) / size),
         "choice_prob": float(probabilities[gold]),
         "brier": float(((probabilities - right) ** 2).sum()),
@@ -174,7 +273,7 @@ def mean_score(task: str, metric: str, items: Items, clusters: Mapping[int, str]
 
 def bits_per_byte(task: str, asked: Asked) -> TaskScore:
     """-sum(log2 p) / sum(bytes), with the standard error of a ratio."""
-    bits = [-(a.log_prob or 0.0) / math.log(2) for _, a in asked]
+    bits = [-a.nats / math.log(2) for _, a in asked]
     sizes = [float(len((r.context if r.kind == ROLLING else r.continuation).encode())) for r, _ in asked]
     clusters = clusters_of(asked)
     error = ratio_error(bits, sizes, [clusters[r.doc_id] for r, _ in asked])

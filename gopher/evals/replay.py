@@ -11,7 +11,7 @@ from lm_eval.api.model import LM
 from gopher.evals.answers import Answer
 from gopher.evals.bundle import GENERATE, ROLLING, Bundle, Request
 
-Place = tuple[str, int, int]  # task, doc_id, idx
+Place = tuple[str, int, int, str]  # task, doc_id, idx, kind
 
 
 class Rendered:
@@ -22,9 +22,9 @@ class Rendered:
 
     def __call__(self, **_how: Any) -> None:
         docs = dict(self.task.doc_iterator(limit=self.bundle.made_of["limit"]))
-        repeats: defaultdict[tuple[int, int], list[Request]] = defaultdict(list)
+        repeats: defaultdict[tuple[int, int, str], list[Request]] = defaultdict(list)
         for request in self.bundle.requests:
-            repeats[request.doc_id, request.idx].append(request)
+            repeats[request.doc_id, request.idx, request.kind].append(request)
         self.task._instances = [
             Instance(
                 request_type=requests[0].kind,
@@ -33,7 +33,7 @@ class Rendered:
                 idx=idx,
                 metadata=(self.bundle.task, doc_id, len(requests)),
             )
-            for (doc_id, idx), requests in repeats.items()
+            for (doc_id, idx, _), requests in repeats.items()
         ]
 
 
@@ -51,16 +51,16 @@ class Replay(LM):
         self._left: defaultdict[Place, list[Answer]] = defaultdict(list)
         for name, bundle in bundles.items():
             for request, answer in zip(bundle.requests, answers[name], strict=True):
-                self._left[name, request.doc_id, request.idx].append(answer)
+                self._left[name, request.doc_id, request.idx, request.kind].append(answer)
 
     def _next(self, request: Any) -> Answer:
-        return self._left[request.task_name, request.doc_id, request.idx].pop(0)
+        return self._left[request.task_name, request.doc_id, request.idx, request.request_type].pop(0)
 
     def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
-        return [(float(a.log_prob or 0.0), bool(a.is_greedy)) for a in map(self._next, requests)]
+        return [(a.nats, bool(a.is_greedy)) for a in map(self._next, requests)]
 
     def loglikelihood_rolling(self, requests: Any) -> list[float]:
-        return [float(a.log_prob or 0.0) for a in map(self._next, requests)]
+        return [a.nats for a in map(self._next, requests)]
 
     def generate_until(self, requests: Any) -> list[str]:
         return [a.text or "" for a in map(self._next, requests)]

@@ -16,6 +16,7 @@ from gopher.errors import SetupError, UsageError
 
 Scorer = Callable[[Sequence[str]], list[float]]
 
+BUNDLED = "word-list"
 WORD = re.compile(r"[a-z']+")
 
 
@@ -43,18 +44,24 @@ NEGATIONS = frozenset(("not", "no", "never", "hardly", "without"))
 
 def toxicity_scorer() -> Scorer:
     """The scorer that GOPHER_TOXICITY_SCORER names; the bundled word list by default."""
-    return scorer(
-        "GOPHER_TOXICITY_SCORER", {"word-list": listed_toxicity, "detoxify": detoxify, "profanity-check": profanity}
-    )
+    return scorer(SETTINGS["toxicity"], {BUNDLED: listed_toxicity, "detoxify": detoxify, "profanity-check": profanity})
 
 
 def sentiment_scorer() -> Scorer:
     """The scorer that GOPHER_SENTIMENT_SCORER names; the bundled word list by default."""
-    return scorer("GOPHER_SENTIMENT_SCORER", {"word-list": listed_sentiment, "vader": vader})
+    return scorer(SETTINGS["sentiment"], {BUNDLED: listed_sentiment, "vader": vader})
+
+
+SETTINGS = {"toxicity": "GOPHER_TOXICITY_SCORER", "sentiment": "GOPHER_SENTIMENT_SCORER"}
+
+
+def scorer_name(kind: str) -> str:
+    """The scorer of `kind` ("toxicity", "sentiment") in the names of metrics: numbers of two scorers are not one metric."""
+    return re.sub(r"[^\w-]", "_", os.environ.get(SETTINGS[kind], BUNDLED))
 
 
 def scorer(setting: str, known: dict[str, Scorer]) -> Scorer:
-    name = os.environ.get(setting, "word-list")
+    name = os.environ.get(setting, BUNDLED)
     if name in known:
         return known[name]
     module, colon, function = name.partition(":")

@@ -6,18 +6,18 @@ evals/<name>.json with metric rows eval/<task>.<metric> and eval/<task>.<metric>
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gopher.errors import UsageError
+from gopher.errors import GopherError, UsageError
 from gopher.evals.answers import Scoring
 from gopher.evals.checkpoints import Checkpoint, checkpoints_of
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
 from gopher.evals.exam import Exam
-from gopher.evals.items import Say
+from gopher.evals.items import Say, Skipped
 from gopher.evals.metrics import Scored, TaskScore, over_seeds, scored
-from gopher.evals.store import Store, score_missing
+from gopher.evals.store import Encoders, Store, score_missing
 from gopher.record import RunFolder, write_atomic
 
 
@@ -33,11 +33,17 @@ def store_of(exam: Exam, output_root: Path) -> Store:
 
 
 def scored_seeds(compiled: Sequence[Compiled], store: Store, sha256: str) -> list[Scored]:
-    """A checkpoint's scores per few-shot seed, from stored answers; tasks without all of them are left out."""
-    out = []
+    """A checkpoint's scores per few-shot seed, from stored answers; a task that the seed does not change is in the first alone.
+
+    Raises `GopherError` when answers are missing.
+    """
+    out, seen = [], set[str]()
     for one in compiled:
-        found = {name: store.answers(sha256, bundle) for name, bundle in one.bundles.items()}
-        out.append(scored(one, {name: answers for name, answers in found.items() if answers is not None}))
+        answers = {name: store.answers(sha256, b) for name, b in one.bundles.items() if b.key not in seen}
+        seen |= {bundle.key for bundle in one.bundles.values()}
+        if lost := [name for name, found in answers.items() if found is None]:
+            raise GopherError(f"answers of {lost[0]} are gone from {store.folder}; run the same command again")
+        out.append(scored(one, {name: found for name, found in answers.items() if found is not None}))
     return out
 
 
@@ -52,33 +58,38 @@ def score_run(run_folder: Path, exam: Exam) -> None:
     folder, root = RunFolder(run_folder), run_folder.absolute().parents[1]
     checkpoints = checkpoints_of(run_folder, "last", exam.floor)
     store = store_of(exam, root)
-    for name in folder.unscored(exam.tasks):
+    encoders: Encoders = {}
+    for name in folder.unscored(exam.tasks, exam.key):
         compiled, skipped = compiled_or_reason(exam, name, root)
-        lines: dict[Checkpoint, list[TaskScore]] = {}
+        lines: list[TaskScore] = []
         for checkpoint in checkpoints if compiled else []:
-            answer_all(checkpoint, compiled, store)
-            lines[checkpoint] = over_seeds([s.scores for s in scored_seeds(compiled, store, checkpoint.sha256)])
-            log_scores(folder, checkpoint.step, lines[checkpoint])
-        keep_record(folder, name, checkpoints[-1], lines.get(checkpoints[-1], []), skipped)
+            answer_all(checkpoint, compiled, store, encoders)
+            found = scored_seeds(compiled, store, checkpoint.sha256)
+            lines = over_seeds([s.scores for s in found])
+            skipped += [s for s in found[0].skipped if checkpoint is checkpoints[-1]]
+            log_scores(folder, checkpoint.step, lines)
+        keep_record(folder, name, exam, checkpoints[-1], lines, skipped)
 
 
-def compiled_or_reason(exam: Exam, name: str, root: Path) -> tuple[list[Compiled], str | None]:
-    """The bundles of one name, or why there are none."""
+def compiled_or_reason(exam: Exam, name: str, root: Path) -> tuple[list[Compiled], list[Skipped]]:
+    """The bundles of one name, and what of it could not be read."""
     try:
-        compiled = compile_exam(Exam(**{**asdict(exam), "tasks": (name,)}), root)
+        compiled = compile_exam(replace(exam, tasks=(name,)), root)
     except UsageError as missing:
-        return [], str(missing)
-    left_out = "; ".join(f"{s.task}: {s.reason}" for s in compiled[0].skipped)
-    return ([], left_out) if not compiled[0].bundles else (compiled, left_out or None)
+        return [], [Skipped(task=name, reason=str(missing))]
+    return (compiled if compiled[0].bundles else []), list(compiled[0].skipped)
 
 
-def answer_all(checkpoint: Checkpoint, compiled: Sequence[Compiled], store: Store) -> int:
+def answer_all(
+    checkpoint: Checkpoint, compiled: Sequence[Compiled], store: Store, encoders: Encoders | None = None
+) -> int:
     """Requests that had to be scored for the store to have all answers; damaged shards are found here, and scored again."""
-    bundles = [bundle for one in compiled for bundle in one.bundles.values()]
-    if not any(store.answers(checkpoint.sha256, bundle) is None for bundle in bundles):
+    bundles = {bundle.key: bundle for one in compiled for bundle in one.bundles.values()}
+    lacking = [bundle for bundle in bundles.values() if store.answers(checkpoint.sha256, bundle) is None]
+    if not lacking:
         return 0
     rung = checkpoint.open()
-    return sum(score_missing([rung], bundle, store) for bundle in bundles)
+    return sum(score_missing([rung], bundle, store, encoders=encoders) for bundle in lacking)
 
 
 # ---- into the record
@@ -91,20 +102,35 @@ def log_scores(folder: RunFolder, step: int, lines: Sequence[TaskScore]) -> None
         values[f"eval/{line.task}.{line.metric}"] = line.value
         if line.stderr is not None:
             values[f"eval/{line.task}.{line.metric}_stderr"] = line.stderr
+    values |= {f"eval/{task}.items": float(n) for task, n in items_of(lines).items()}
     known = folder.metrics()
     if any(known.get(name, {}).get(step) != value for name, value in values.items()):
         folder.log(step, values)
 
 
+def items_of(lines: Sequence[TaskScore]) -> dict[str, int]:
+    """Task -> its number of items; some metrics are of fewer."""
+    out: dict[str, int] = {}
+    for line in (line for line in lines if not line.metric.endswith("_seed_sd")):
+        out[line.task] = max(out.get(line.task, 0), line.n)
+    return out
+
+
 def keep_record(
-    folder: RunFolder, name: str, checkpoint: Checkpoint, lines: Sequence[TaskScore], skipped: str | None
+    folder: RunFolder,
+    name: str,
+    exam: Exam,
+    checkpoint: Checkpoint,
+    lines: Sequence[TaskScore],
+    skipped: Sequence[Skipped],
 ) -> None:
-    """evals/<name>.json: what the run's last checkpoint scored on one task or group, or why it did not."""
+    """evals/<name>.json: what the run's last checkpoint scored on one task or group as the exam asks, or why it did not."""
     import lm_eval
 
     metrics = {f"{line.task}.{line.metric}": line.value for line in lines}
     metrics |= {f"{line.task}.{line.metric}_stderr": line.stderr for line in lines if line.stderr is not None}
     record: dict[str, Any] = {"task": name, "step": checkpoint.step, "checkpoint_sha256": checkpoint.sha256}
-    record |= {"harness": lm_eval.__version__, "metrics": metrics, "skipped": skipped}
-    record["items"] = {line.task: line.n for line in lines if not line.metric.endswith("_seed_sd")}
+    left_out = "; ".join(f"{s.task}: {s.reason}" for s in skipped)
+    record |= {"harness": lm_eval.__version__, "exam": exam.key, "metrics": metrics, "skipped": left_out or None}
+    record["items"] = items_of(lines)
     write_atomic(folder.scores_file(name), json.dumps(record, indent=1, sort_keys=True) + "\n")

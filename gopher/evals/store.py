@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gopher.evals.answers import Answer, Encoder, Scoring, answer
-from gopher.evals.bundle import Bundle
+from gopher.evals.bundle import GENERATE, ROLLING, Bundle
 from gopher.identity import content_hash
 from gopher.inference import Rung
 from gopher.record import written_whole
@@ -25,12 +25,16 @@ class Store:
 
     def shard_path(self, checkpoint: str, bundle: Bundle, shard: int) -> Path:
         """`checkpoint`: the SHA-256 of `gopher.inference.Rung`."""
-        other = "" if self.scoring == Scoring() else f"-{content_hash(asdict(self.scoring))[:8]}"
+        asked = Scoring(
+            stride=self.scoring.stride if ROLLING in bundle.kinds else None,
+            seed=self.scoring.seed if GENERATE in bundle.kinds else 0,
+        )
+        other = "" if asked == Scoring() else f"-{content_hash(asdict(asked))[:8]}"
         return self.folder / checkpoint[:16] / f"{bundle.key}{other}" / f"{shard:05d}.parquet"
 
     def missing(self, checkpoint: str, bundle: Bundle) -> list[int]:
         """Shards of the bundle that the checkpoint has not answered."""
-        return [i for i in range(len(bundle.shards())) if not self.shard_path(checkpoint, bundle, i).is_file()]
+        return [i for i in range(len(bundle.shards)) if not self.shard_path(checkpoint, bundle, i).is_file()]
 
     def write(self, checkpoint: str, bundle: Bundle, shard: int, answers: Sequence[Answer]) -> None:
         import pyarrow as pa
@@ -43,14 +47,13 @@ class Store:
             pq.write_table(table.replace_schema_metadata({"answers": json.dumps(about, sort_keys=True)}), part)
 
     def answers(self, checkpoint: str, bundle: Bundle) -> list[Answer] | None:
-        """The answer to every request of the bundle, or None while some are missing. A damaged shard is told and dropped."""
-        out: list[Answer] = []
-        for i, requests in enumerate(bundle.shards()):
-            found = self._read(self.shard_path(checkpoint, bundle, i), checkpoint, len(requests))
-            if found is None:
-                return None
-            out += found
-        return out
+        """The answer to every request of the bundle, or None while some are missing. Damaged shards are told and dropped."""
+        found = [
+            self._read(self.shard_path(checkpoint, bundle, i), checkpoint, len(requests))
+            for i, requests in enumerate(bundle.shards)
+        ]
+        whole = [answers for answers in found if answers is not None]
+        return [one for answers in whole for one in answers] if len(whole) == len(found) else None
 
     def _read(self, path: Path, checkpoint: str, count: int) -> list[Answer] | None:
         import pyarrow as pa
@@ -81,29 +84,31 @@ def schema() -> Any:
     return pa.schema([(name, kinds.get(name, pa.string())) for name in Answer.__dataclass_fields__])
 
 
-def score_missing(rungs: Sequence[Rung], bundle: Bundle, store: Store, shards: Sequence[int] | None = None) -> int:
-    """Score what the store lacks (of `shards`, if given), every checkpoint in one pass over the requests; requests scored.
+Encoders = dict[str, Encoder]  # by tokenizer hash: given from call to call, text is encoded once for all checkpoints
 
-    The checkpoints must share a tokenizer, as those of one sweep do: the text is then encoded once.
-    """
-    encoder = Encoder(rungs[0].tokenizer)
-    done = 0
+
+def score_missing(
+    rungs: Sequence[Rung],
+    bundle: Bundle,
+    store: Store,
+    shards: Sequence[int] | None = None,
+    encoders: Encoders | None = None,
+) -> int:
+    """Score what the store lacks (of `shards`, if given), every checkpoint in one pass over the requests; requests scored."""
+    encoders, spans, done = {} if encoders is None else encoders, bundle.shards, 0
     for shard, rung in unanswered(rungs, bundle, store, shards):
-        requests = bundle.requests[slice_of(bundle.shards()[shard])]
-        own = encoder if rung.tokenizer.sha256 == encoder.tokenizer.sha256 else Encoder(rung.tokenizer)
-        store.write(rung.sha256, bundle, shard, answer(rung, requests, store.scoring, own))
-        done += len(requests)
+        span = spans[shard]
+        encoder = encoders.setdefault(rung.tokenizer.sha256, Encoder(rung.tokenizer))
+        found = answer(rung, bundle.requests[span.start : span.stop], span.start, store.scoring, encoder)
+        store.write(rung.sha256, bundle, shard, found)
+        done += len(span)
     return done
 
 
 def unanswered(
     rungs: Sequence[Rung], bundle: Bundle, store: Store, shards: Sequence[int] | None
 ) -> Iterator[tuple[int, Rung]]:
-    for shard in range(len(bundle.shards())) if shards is None else shards:
+    for shard in range(len(bundle.shards)) if shards is None else shards:
         for rung in rungs:
             if not store.shard_path(rung.sha256, bundle, shard).is_file():
                 yield shard, rung
-
-
-def slice_of(span: range) -> slice:
-    return slice(span.start, span.stop)

@@ -83,6 +83,7 @@ class Scorer:
         self._checkpoint: Checkpoint | None = None
         self._rung: Any = None
         self._bundles: dict[str, Any] = {}
+        self._encoders: Any = {}
 
     def score(self, shard: Shard) -> int:
         """Requests scored of the shard: all, or none where the store has them."""
@@ -93,4 +94,4 @@ class Scorer:
             self._checkpoint, self._rung = shard.checkpoint, shard.checkpoint.open()
         if shard.bundle not in self._bundles:
             self._bundles[shard.bundle] = read_bundle(self._folder, shard.task, shard.bundle)
-        return score_missing([self._rung], self._bundles[shard.bundle], self._store, [shard.number])
+        return score_missing([self._rung], self._bundles[shard.bundle], self._store, [shard.number], self._encoders)

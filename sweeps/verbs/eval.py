@@ -39,13 +39,15 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     count = answer(settings, checkpoints, compiled, store, root / "evals" / "bundles")
     lines: list[dict[str, Any]] = []
     scored = {}
+    skipped = [{"task": s.task, "reason": s.reason} for s in compiled[0].skipped]
     for checkpoint in checkpoints:
         seeds = scored_seeds(compiled, store, checkpoint.sha256)
+        who = f"run {checkpoint.spec.key} at step {checkpoint.step}"
+        skipped += [{"task": s.task, "reason": f"{who}: {s.reason}"} for s in seeds[0].skipped]
         scored[checkpoint] = seeds[0]
         found = over_seeds([s.scores for s in seeds])
         log_scores(RunFolder(checkpoint.run_folder), checkpoint.step, found)
         lines += [line_of(checkpoint, s) for s in found]
-    skipped = [{"task": s.task, "reason": s.reason} for s in compiled[0].skipped]
     told: dict[str, Any] = {
         "results": lines,
         "skipped": skipped,
@@ -65,17 +67,18 @@ def answer(settings: Settings, checkpoints: Sequence[Any], compiled: Sequence[An
     from gopher.evals.scores import answer_all
 
     distinct = list({c.sha256: c for c in checkpoints}.values())
+    bundled = {bundle.key: bundle for one in compiled for bundle in one.bundles.values()}
     shards = [
         Shard(checkpoint=c, task=bundle.task, bundle=bundle.key, number=i)
-        for one in compiled
-        for bundle in one.bundles.values()
+        for bundle in bundled.values()
         for c in distinct
         for i in store.missing(c.sha256, bundle)
     ]
     count = 0
     if len(shards) > IN_PROCESS_SHARDS or settings.cluster.address != "local":
         count = on_ray(settings, shards, bundles, store)
-    return count + sum(answer_all(c, compiled, store) for c in distinct)  # also what was damaged
+    encoders: Any = {}
+    return count + sum(answer_all(c, compiled, store, encoders) for c in distinct)  # also what was damaged
 
 
 def on_ray(settings: Settings, shards: Sequence[Shard], bundles: Path, store: Any) -> int:

@@ -58,6 +58,7 @@ def test_a_storm_is_the_same_for_the_same_seed_and_has_every_kind() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_short_storm(tmp_path: Path) -> None:
     kinds = ("MLflow blocked", "driver killed", "checkpoint damaged", "second launch")

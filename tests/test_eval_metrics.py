@@ -1,0 +1,170 @@
+"""Scores say what they are: pairs and errors only of means of items, groups over their members, chance without a prompt,
+answers that are no numbers and tasks whose code fails named and left out, generations that no cut into shards changes."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_tasks import CHOICE, TASKS, write_tasks
+
+from gopher.evals.answers import Answer
+from gopher.evals.bundle import Bundle, Request
+from gopher.evals.compile import Compiled, Prompting, compile_tasks
+from gopher.evals.metrics import Scored, TaskScore, paired, scored
+from gopher.evals.scores import answer_all, scored_seeds
+from gopher.evals.store import Store, score_missing
+from gopher.inference import open_rung
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and its data library warn of many things
+GROUP = {"group": "both", "task": ["first", "second"], "aggregate_metric_list": [{"metric": "acc"}]}
+
+
+@pytest.fixture(autouse=True)
+def offline() -> None:
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def compiled_in(tmp_path: Path, tasks: dict[str, dict[str, Any]], *names: str) -> Compiled:
+    folder = write_tasks(tmp_path / "tasks", tasks=tasks)
+    return compile_tasks(names or list(tasks), str(folder), tmp_path / "b", Prompting())
+
+
+def answered(compiled: Compiled, log_prob: Any) -> dict[str, list[Answer]]:
+    """Answers by a rule: `log_prob` of a request."""
+    return {
+        name: [Answer(log_prob=log_prob(r), is_greedy=False, n_tokens=3) for r in bundle.requests]
+        for name, bundle in compiled.bundles.items()
+    }
+
+
+def by_name(found: Scored) -> dict[tuple[str, str], TaskScore]:
+    return {(s.task, s.metric): s for s in found.scores}
+
+
+def right(request: Request) -> float:
+    """The right option is the likeliest for two items in three."""
+    return -1.0 if (request.idx == request.gold) == (request.doc_id % 3 > 0) else -5.0 - request.idx
+
+
+def test_a_difference_is_told_of_means_alone(tmp_path: Path) -> None:
+    """A perplexity's items are log-likelihoods: their mean difference is none of perplexities."""
+    compiled = compiled_in(tmp_path, {"sentences": TASKS["sentences"], "colours": CHOICE})
+    before, after = (
+        scored(compiled, answered(compiled, lambda r, x=x: -x if r.gold is None else right(r) * x)) for x in (9.0, 3.0)
+    )
+    assert by_name(after)["sentences", "perplexity"].value < by_name(before)["sentences", "perplexity"].value
+    told = {(d.task, d.metric) for d in paired(before, after, compiled)}
+    assert ("sentences", "perplexity") not in told and ("colours", "gold_bpb") in told and ("colours", "acc") in told
+
+
+def test_options_behind_no_prompt_have_chance_and_smooth_scores(tmp_path: Path) -> None:
+    found = by_name(scored(c := compiled_in(tmp_path, {"bare": {**CHOICE, "doc_to_text": ""}}), answered(c, right)))
+    assert found["bare", "chance"].value == pytest.approx(1 / 3)
+    assert {m for _, m in found} >= {"acc", "acc_bytes", "gold_bpb", "choice_prob", "brier"}
+
+
+def test_a_group_has_the_scores_of_its_members_and_their_spread(tmp_path: Path) -> None:
+    folder = write_tasks(
+        tmp_path / "tasks", tasks={"first": CHOICE, "second": {**CHOICE, "doc_to_text": "{{sentence}}"}}
+    )
+    (folder / "both.yaml").write_text(json.dumps(GROUP))
+    compiled = compile_tasks(["both"], str(folder), tmp_path / "b", Prompting())
+    only_first = answered(compiled, right) | {
+        "second": [dataclasses.replace(a, log_prob=-1.0 - r.idx) for a, r in zip(
+            answered(compiled, right)["second"], compiled.bundles["second"].requests, strict=True)]
+    }  # fmt: skip
+    found = by_name(scored(compiled, only_first))
+    first, second, both = (found[name, "acc"] for name in ("first", "second", "both"))
+    assert both.value == pytest.approx((first.value + second.value) / 2) and both.n == 40
+    assert both.stderr == pytest.approx(abs(first.value - second.value) / 2)  # of the mean of two clusters
+    assert found["both", "chance"].value == pytest.approx(1 / 3) and ("both", "gold_bpb") in found
+
+
+def test_answers_that_are_no_numbers_are_no_accuracy(tmp_path: Path) -> None:
+    compiled = compiled_in(tmp_path, {"colours": CHOICE, "prose": TASKS["prose"]})
+    found = scored(
+        compiled, answered(compiled, lambda r: math.nan if r.gold is not None and r.doc_id == 3 else right(r))
+    )
+    assert {s.task for s in found.scores} == {"prose"}
+    assert [(s.task, s.reason) for s in found.skipped] == [
+        ("colours", "3 of 60 log-probabilities are not finite: the checkpoint has diverged")
+    ]
+
+
+BROKEN = """task: broken
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: options
+doc_to_target: gold
+process_results: !function broken.result
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 1}}
+"""
+
+
+def test_a_task_whose_code_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks", tasks={"colours": CHOICE})
+    (folder / "broken.yaml").write_text(BROKEN.format(rows=folder / "rows.jsonl"))
+    (folder / "broken.py").write_text("def result(doc, results):\n    return {'acc': doc['answerKey']}\n")
+    compiled = compile_tasks(["colours", "broken"], str(folder), tmp_path / "b", Prompting())
+    found = scored(compiled, answered(compiled, right))
+    assert by_name(found)["colours", "acc"].value == pytest.approx(0.65)
+    assert [s.task for s in found.skipped] == ["broken"] and "KeyError: 'answerKey'" in found.skipped[0].reason
+
+
+def test_scores_of_a_part_of_the_items_say_how_many(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks", tasks={})
+    text = BROKEN.format(rows=folder / "rows.jsonl")
+    (folder / "broken.yaml").write_text(text + "# acc_some\n")
+    (folder / "broken.yaml").write_text(
+        text.replace("metric_list: [", "metric_list: [{metric: acc_some, aggregation: mean, higher_is_better: true}, ")
+    )
+    code = "def result(doc, results):\n    return {'acc': 1.0, **({'acc_some': 0.5} if doc['gold'] == 1 else {})}\n"
+    (folder / "broken.py").write_text(code)
+    compiled = compile_tasks(["broken"], str(folder), tmp_path / "b", Prompting())
+    found = by_name(scored(compiled, answered(compiled, right)))
+    assert (found["broken", "acc"].n, found["broken", "acc_some"].n) == (20, 7)
+
+
+def test_every_damaged_shard_is_found_and_scored_again(tiny_run: Path, tmp_path: Path) -> None:
+    """One in each of two tasks: none of them may be left out."""
+    from gopher.evals.checkpoints import checkpoints_of
+
+    compiled = compiled_in(tmp_path, {"colours": CHOICE, "passages": TASKS["passages"]})
+    (last,) = checkpoints_of(tiny_run, "last", floor=False)
+    store = Store(folder=tmp_path / "a")
+    assert answer_all(last, [compiled], store) == 120
+    (calm,) = scored_seeds([compiled], store, last.sha256)
+    for bundle in compiled.bundles.values():
+        path = store.shard_path(last.sha256, bundle, 0)
+        path.write_bytes(path.read_bytes()[:-9])
+    assert answer_all(last, [compiled], store) == 120 and answer_all(last, [compiled], store) == 0
+    (again,) = scored_seeds([compiled], store, last.sha256)
+    assert by_name(again) == by_name(calm)
+
+
+def test_samples_do_not_depend_on_the_cut_into_shards(tiny_run: Path, tmp_path: Path) -> None:
+    options = json.dumps({"until": ["\n\n"], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0})
+    requests = tuple(
+        Request(doc_id=i // 2, idx=0, kind="generate_until", context="The thing", options=options) for i in range(12)
+    )
+    whole, cut = (Bundle(task="t", key=key, made_of={}, requests=requests) for key in ("whole", "cut"))
+    cut.__dict__["shards"] = [range(i, i + 4) for i in range(0, 12, 4)]
+    rung, store, texts = open_rung(tiny_run), Store(folder=tmp_path), []
+    for bundle in (whole, cut):
+        score_missing([rung], bundle, store)
+        texts.append([a.text for a in store.answers(rung.sha256, bundle) or []])
+    assert texts[0] == texts[1] and len(set(texts[0])) > 6  # the same prompt, another draw each time
+
+
+def test_long_generations_are_many_shards() -> None:
+    options = json.dumps({"max_gen_toks": 100})
+    requests = tuple(Request(doc_id=i, idx=0, kind="generate_until", context="", options=options) for i in range(1000))
+    assert len(Bundle(task="t", key="k", made_of={}, requests=requests).shards) == 10
