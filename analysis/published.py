@@ -1,13 +1,15 @@
 """Scores of the paper's 280B model, to be seen behind one's own: published.csv, as Hoffmann et al. 2022 (arXiv 2203.15556) print them.
 
-One row a task, in fractions correct or bits per byte. Sizes below 280B have no published scores per task. Prompts and
-shots are those of the paper's authors and may differ from a harness's.
+One row a task, in fractions correct or bits per byte. Of the paper's smaller models only single scores per task are known,
+from second hand, and none is here. Prompts and shots are those of the paper's authors and may differ from a harness's.
 """
 
 import csv
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from analysis.tasks import base
 
 MODEL = "Gopher 280B"
 
@@ -23,7 +25,7 @@ class Published:
 
 def published(task: str, metric: str) -> Published | None:
     """The published score of a task in a metric, or None; harness names of one task ("pile_pile-cc") are one name."""
-    return table().get((task.replace("-", "_").removesuffix("_multiple_choice"), metric))
+    return table().get((task.replace("-", "_").removesuffix("_multiple_choice"), base(metric)))
 
 
 @cache

@@ -24,7 +24,7 @@ from analysis.drawing import (
 )
 from analysis.numbers import MISSING, listed, number, percent, rung_name, uncertain
 from analysis.published import MODEL, published
-from analysis.tasks import Gain, TaskScore, by_rung, by_task, gains, without_gain
+from analysis.tasks import Gain, TaskScore, by_rung, by_task, gains, headlines, without_gain
 
 PANELS = 8  # of one figure; more tasks go to a further one
 BARS = 16  # up to this many tasks each gets a bar with its name; beyond, a dot in its category's row
@@ -167,6 +167,7 @@ def panel_words(task: str, metric: str, group: Sequence[TaskScore]) -> str:
 
 def relative_gain(scores: Sequence[TaskScore]) -> Figure | None:
     """Relative gain from the second-largest to the largest rung, by category (Rae et al. 2021, figure 2's question)."""
+    scores = headlines(scores)
     found = gains(scores)
     if not found:
         return None
@@ -175,7 +176,7 @@ def relative_gain(scores: Sequence[TaskScore]) -> Figure | None:
     page = bars(found, title) if len(found) <= BARS else strips(found, title)
     up, flat = [g for g in found if g.percent > 25], [g for g in found if g.percent <= 0]
     sure = [g for g in found if g.stderr is not None and abs(g.percent) > 1.96 * g.stderr]
-    caption = f"Score of {largest} relative to {second}; a fall in bits per byte counts as gain. Bars of error: one standard error. "
+    caption = f"Score of {largest} relative to {second}; a fall in bits per byte counts as gain; one metric a task, groups of tasks apart. Bars of error: one standard error. "
     caption += f"{len(up)} of {len(found)} tasks gain more than 25 %, {len(flat)} gain nothing; {len(sure)} differ from zero by more than 1.96 standard errors."
     left = without_gain(scores, found)
     caption += f" Not drawn (not scored at both rungs, or a baseline of 0): {listed(left)}." if left else ""

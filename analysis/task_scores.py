@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.points import integer, positive, training_runs
-from analysis.tasks import TaskScore
+from analysis.published import published
+from analysis.tasks import HEADLINES, TaskScore, base
 
-SHOWN = ("acc", "exact_match", "f1", "gold_bpb", "bpb")  # of a task's metrics: what is reported, and what is smooth
 LOWER_IS_BETTER = ("gold_bpb", "bpb", "bits_per_byte", "brier", "perplexity", "word_perplexity", "byte_perplexity")
 # the families of Rae et al. 2021, section 4, by how tasks are called
 CATEGORIES = {
@@ -48,6 +48,7 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
         name = f"eval/{task}.{metric}"
         errors = {m.step: m.value for m in history(client, run, f"{name}_stderr")}
         chance = run.data.metrics.get(f"eval/{task}.chance") if metric == "acc" else None
+        items = run.data.metrics.get(f"eval/{task}.items")
         out += [
             TaskScore(
                 task=task,
@@ -59,8 +60,10 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
                 step=point.step,
                 value=point.value,
                 stderr=errors.get(point.step),
+                n=None if items is None else int(items),
                 chance=chance,
-                higher_is_better=metric not in LOWER_IS_BETTER,
+                is_group=f"eval/{task}.members" in run.data.metrics,
+                higher_is_better=base(metric) not in LOWER_IS_BETTER,
                 seed=integer(params.get("seed", tags.get("seed"))),
                 untrained=point.step == 0,
             )
@@ -70,9 +73,10 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
 
 
 def shown(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """(task, metric) pairs among the logged metrics that are worth a picture."""
+    """(task, metric) pairs among the logged metrics that are worth a picture: `HEADLINES`, and those with a published score."""
     names = [name.removeprefix("eval/").rpartition(".") for name in sorted(metrics) if name.startswith("eval/")]
-    return [(task, metric) for task, _, metric in names if metric in SHOWN]
+    pairs = [(task, metric) for task, _, metric in names if base(metric) in HEADLINES or published(task, metric)]
+    return [(t, m) for t, m in pairs if not (m == "bpb" and (t, "bits_per_byte") in pairs)]  # one number by two names
 
 
 def history(client: Any, run: Any, name: str) -> Sequence[Any]:

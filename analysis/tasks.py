@@ -30,6 +30,7 @@ class TaskScore:
     chance: float | None = None  # score of guessing
     higher_is_better: bool = True
     seed: int | None = None
+    is_group: bool = False  # of tasks that have scores of their own
     untrained: bool = False  # step 0: the same model before training
     flops: float | None = None
 
@@ -56,6 +57,32 @@ class Gain:
     largest: RungScore
     percent: float
     stderr: float | None  # of percent, from both standard errors
+
+
+HEADLINES = (
+    "acc",
+    "exact_match",
+    "f1",
+    "bits_per_byte",
+    "bpb",
+    "word_perplexity",
+    "gold_bpb",
+)  # the first that there is
+
+
+def base(metric: str) -> str:
+    """A metric without the filter or scorer behind its name: "exact_match-remove_whitespace" is exact_match."""
+    return metric.partition("-")[0]
+
+
+def headlines(scores: Sequence[TaskScore]) -> list[TaskScore]:
+    """One metric a task, the first of `HEADLINES`, and no groups: nothing is counted twice."""
+    metrics: dict[str, set[str]] = {}
+    for score in scores:
+        metrics.setdefault(score.task, set()).add(score.metric)
+    order = {metric: i for i, metric in enumerate(HEADLINES)}
+    first = {task: min(own, key=lambda m: (order.get(base(m), len(order)), m)) for task, own in metrics.items()}
+    return [s for s in scores if not s.is_group and s.metric == first[s.task]]
 
 
 def by_rung(scores: Sequence[TaskScore], untrained: bool = False) -> list[RungScore]:

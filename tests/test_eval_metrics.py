@@ -82,6 +82,7 @@ def test_a_group_has_the_scores_of_its_members_and_their_spread(tmp_path: Path) 
     assert both.value == pytest.approx((first.value + second.value) / 2) and both.n == 40
     assert both.stderr == pytest.approx(abs(first.value - second.value) / 2)  # of the mean of two clusters
     assert found["both", "chance"].value == pytest.approx(1 / 3) and ("both", "gold_bpb") in found
+    assert found["both", "members"].value == 2 and ("first", "members") not in found
 
 
 def test_answers_that_are_no_numbers_are_no_accuracy(tmp_path: Path) -> None:

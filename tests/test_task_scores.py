@@ -3,7 +3,7 @@
 import pytest
 from logged_study import queued_folder, study_spec
 
-from analysis.task_scores import category_of, scores_from_mlflow
+from analysis.task_scores import category_of, scores_from_mlflow, shown
 from gopher.evals.metrics import TaskScore
 from gopher.evals.scores import log_scores
 from sweeps.track import Tracker
@@ -44,6 +44,7 @@ def test_scores_come_back_with_their_errors_chance_and_floor(uri: str) -> None:
     ]
     assert all(s.stderr == 0.04 and s.chance == 0.25 and s.higher_is_better and s.category == "MMLU" for s in acc)
     assert {s.metric for s in found} == {"acc", "gold_bpb"}
+    assert {s.n for s in found} == {100}
     assert not any(s.higher_is_better or s.chance for s in found if s.metric == "gold_bpb")
 
 
@@ -57,6 +58,17 @@ def test_the_table_is_an_artifact_of_the_run(uri: str) -> None:
     tables = [a.path for a in client.list_artifacts(run.info.run_id, "eval")]
     assert tables == ["eval/scores-v1.json", "eval/scores-v2.json"]  # one for each set of bundles
     assert run.data.tags["eval.version"] == "v2"
+
+
+def test_published_and_filtered_metrics_are_shown_and_one_number_once() -> None:
+    names = ["eval/nq_open.exact_match-remove_whitespace", "eval/pile_arxiv.bits_per_byte", "eval/pile_arxiv.bpb",
+             "eval/winogender.acc_male", "eval/other.acc_male", "eval/t.bpb", "eval/t.bpb_stderr", "eval/t.items"]  # fmt: skip
+    assert shown(dict.fromkeys(names, 1.0)) == [
+        ("nq_open", "exact_match-remove_whitespace"),
+        ("pile_arxiv", "bits_per_byte"),
+        ("t", "bpb"),
+        ("winogender", "acc_male"),
+    ]
 
 
 def test_categories_are_the_papers() -> None:

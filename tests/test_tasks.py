@@ -4,7 +4,7 @@ import pytest
 from pictures import task_scores
 
 from analysis.task_figures import relative_gain, tasks
-from analysis.tasks import TaskScore, by_rung, gains, without_gain
+from analysis.tasks import TaskScore, by_rung, gains, headlines, without_gain
 
 
 def score(rung, params, value, **more):
@@ -49,6 +49,13 @@ def test_seeds_add_their_scatter_to_the_item_error():
     apart = [score("m", 1e7, 0.4 + 0.1 * (k % 2), run_id=f"{k}", stderr=0.02) for k in range(4)]
     assert by_rung(same)[0].stderr == pytest.approx(0.02)
     assert by_rung(apart)[0].stderr > 0.03 and by_rung(apart)[0].runs == 4
+
+
+def test_a_task_counts_once_and_its_group_not_at_all():
+    both = [("a", "gold_bpb", False), ("a", "acc", False), ("all", "acc", True), ("b", "exact_match-strict", False)]
+    scores = [score(r, n, 0.5, task=t, metric=m, is_group=g) for r, n in (("m", 1e7), ("l", 1e8)) for t, m, g in both]
+    assert {(s.task, s.metric) for s in headlines(scores)} == {("a", "acc"), ("b", "exact_match-strict")}
+    assert "Relative gain of l over m on 2 tasks" in relative_gain(scores).alt
 
 
 def test_tasks_without_a_gain_are_named():

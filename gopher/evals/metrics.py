@@ -201,14 +201,19 @@ def clustered(score: TaskScore, items: Items, clusters: Mapping[int, str]) -> Ta
 def group_scores(
     group: str, members: Sequence[str], harness: Sequence[TaskScore], items: Mapping[tuple[str, str], Items]
 ) -> list[TaskScore]:
-    """A group's scores: the harness's, and the smooth ones over the items of all members. A member (a subject) is a cluster."""
+    """A group's scores: the harness's, the smooth ones over the items of all members, and `members`, how many tasks it has.
+
+    A member (a subject) is a cluster.
+    """
     pooled = {m: s for m in (*SMOOTH, *(h.metric for h in harness)) if (s := over_members(group, m, members, items))}
     out = []
     for score in harness:
         same = pooled.get(score.metric)
         agrees = same is not None and math.isclose(same.value, score.value, rel_tol=1e-9, abs_tol=1e-9)
         out.append(same if same is not None and agrees else score)
-    return [*out, *(s for m, s in pooled.items() if m in SMOOTH and m not in {h.metric for h in harness})]
+    smooth = [s for m, s in pooled.items() if m in SMOOTH and m not in {h.metric for h in harness}]
+    size = harness[0].n if harness else 0
+    return [*out, *smooth, TaskScore(task=group, metric="members", value=len(members), stderr=None, n=size)]
 
 
 def over_members(
@@ -332,7 +337,7 @@ def over_seeds(by_seed: Sequence[Sequence[TaskScore]]) -> list[TaskScore]:
         values = [line.value for line in lines]
         first = lines[0]
         out.append(TaskScore(task=task, metric=metric, value=fmean(values), stderr=first.stderr, n=first.n))
-        if metric != "chance" and len(values) > 1:
+        if metric not in ("chance", "members") and len(values) > 1:
             sd = float(np.std(values, ddof=1))
             out.append(TaskScore(task=task, metric=f"{metric}_seed_sd", value=sd, stderr=None, n=len(values)))
     return out
