@@ -354,6 +354,16 @@ class Tracker:
             self._client.log_dict(run_id, dict(table), f"eval/scores-{table['version']}.json")
             self._set_tags(run_id, {"eval.version": str(table["version"])})
 
+    def log_recorded(self, folder: RunFolder, tasks: Iterable[str]) -> None:
+        """The table of the scores that a launch left in the run's record."""
+        records = [record for task in tasks if (record := folder.scores(task))]
+        if records:
+            spec = folder.spec()
+            who = {"run": spec.key, "rung": spec.rung, "seed": spec.seed}
+            lines = [{**who, "step": r["step"], **line} for r in records for line in r["results"]]
+            version = version_of(key for r in records for key in r["bundles"])
+            self.log_scores(folder, {"version": version, "results": lines})
+
     def log_folder(self, folder: Path, place: str) -> None:
         """A folder's files onto the sweep's parent run, under the artifact folder `place`."""
         if folder.is_dir():
@@ -424,3 +434,8 @@ def logged_run(run: Any) -> Logged:
     steps = {sys.intern(m.key): m.step for m in run.data.to_proto().metrics}
     params = frozenset(sys.intern(k) for k in run.data.params)
     return Logged(run_id=run.info.run_id, start_ms=run.info.start_time, params=params, steps=steps)
+
+
+def version_of(bundles: Iterable[str]) -> str:
+    """Which prompts and documents a table of scores is about, by the keys of their bundles."""
+    return content_hash(sorted(set(bundles)))[:12]

@@ -106,6 +106,23 @@ def test_two_sweeps_that_share_a_run_train_it_once(text: Path, tmp_path: Path) -
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+def test_a_launch_scores_each_run_on_tasks_and_mlflow_has_them(text: Path, tmp_path: Path) -> None:
+    from eval_tasks import CHOICE, write_tasks
+    from mlflow import MlflowClient
+
+    tasks = write_tasks(tmp_path / "tasks", tasks={"colours": CHOICE})
+    words = ["tokens=24_576", "tasks=[colours]", f"tasks_path={tasks}"]
+    finish(begin(text, tmp_path, *words), tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id], "tags.kind = 'train'")
+    assert run.data.metrics["eval/colours.items"] == 20 and "eval/colours.gold_bpb" in run.data.metrics
+    (table,) = [a.path for a in client.list_artifacts(run.info.run_id, "eval")]
+    lines = json.loads(Path(client.download_artifacts(run.info.run_id, table, str(tmp_path))).read_text())["results"]
+    assert {"task": "colours", "metric": "acc", "n": 20}.items() <= lines[0].items()
+    done = subprocess.run(command("launch", text, tmp_path, *words), capture_output=True, text=True)
+    assert done.returncode == 0 and "nothing to start" in done.stderr
+
+
 def test_a_hung_worker_is_killed_and_the_run_goes_on(text: Path, tmp_path: Path) -> None:
     driver = begin(text, tmp_path, "launch.hang_seconds=30")
     until(lambda: step(tmp_path) >= 5, "no step")

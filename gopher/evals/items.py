@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by name: their items as plain text, and what a checkpoint makes of each item.
+"""Tasks of lm-evaluation-harness by name, and their items as plain text.
 
 Tasks are looked for in the user's folder, among our own, and only then among the harness's thousands.
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
-from gopher.inference import Rung
 
 OWN_TASKS = Path(__file__).parent / "tasks"
 Say = Callable[[str], None]
@@ -88,10 +87,16 @@ def with_cure(reason: str) -> str:
 
 def items_of(tasks: Tasks) -> list[Item]:
     return [
-        Item(task=name, doc_id=i, text=f"{task.doc_to_text(doc)} {answer_of(task, doc)}".strip())
+        Item(task=name, doc_id=i, text=f"{question_of(task, doc)} {answer_of(task, doc)}".strip())
         for name, task in tasks.found.items()
         for i, doc in enumerate(task.eval_docs)
     ]
+
+
+def question_of(task: Any, doc: Any) -> str:
+    """The question as text; where the options stand before a common end (Winogrande), the right one."""
+    text = task.doc_to_text(doc)
+    return str(task.doc_to_choice(doc)[text]) if task.multiple_input and isinstance(text, int) else str(text)
 
 
 def answer_of(task: Any, doc: Any) -> str:
@@ -101,19 +106,3 @@ def answer_of(task: Any, doc: Any) -> str:
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
     known = isinstance(target, int) and choices and 0 <= target < len(choices)
     return str(choices[target]) if known and choices else str(target)
-
-
-def item_scores(rung: Rung, tasks: Tasks) -> dict[str, dict[str, dict[int, float]]]:
-    """Task -> metric -> item -> value, as the harness scores the checkpoint; metrics that are no mean of items are left out."""
-    import lm_eval
-
-    from gopher.lm_eval_adapter import GopherLM
-
-    found = lm_eval.simple_evaluate(GopherLM(rung=rung), tasks=list(tasks.found.values()), bootstrap_iters=0)
-    out: dict[str, dict[str, dict[int, float]]] = {}
-    for name, samples in found["samples"].items():
-        for sample in samples:
-            for metric in sample["metrics"]:
-                if isinstance(value := sample.get(metric), (bool, int, float)):
-                    out.setdefault(name, {}).setdefault(metric, {})[int(sample["doc_id"])] = float(value)
-    return out

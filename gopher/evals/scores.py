@@ -6,7 +6,7 @@ evals/<name>.json with metric rows eval/<task>.<metric> and eval/<task>.<metric>
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def score_run(run_folder: Path, exam: Exam) -> None:
             lines = over_seeds([s.scores for s in found])
             skipped += [s for s in found[0].skipped if checkpoint is checkpoints[-1]]
             log_scores(folder, checkpoint.step, lines)
-        keep_record(folder, name, exam, checkpoints[-1], lines, skipped)
+        keys = sorted({bundle.key for one in compiled for bundle in one.bundles.values()})
+        keep_record(folder, name, exam, checkpoints[-1], lines, keys, skipped)
 
 
 def compiled_or_reason(exam: Exam, name: str, root: Path) -> tuple[list[Compiled], list[Skipped]]:
@@ -122,6 +123,7 @@ def keep_record(
     exam: Exam,
     checkpoint: Checkpoint,
     lines: Sequence[TaskScore],
+    bundles: Sequence[str],
     skipped: Sequence[Skipped],
 ) -> None:
     """evals/<name>.json: what the run's last checkpoint scored on one task or group as the exam asks, or why it did not."""
@@ -132,5 +134,5 @@ def keep_record(
     record: dict[str, Any] = {"task": name, "step": checkpoint.step, "checkpoint_sha256": checkpoint.sha256}
     left_out = "; ".join(f"{s.task}: {s.reason}" for s in skipped)
     record |= {"harness": lm_eval.__version__, "exam": exam.key, "metrics": metrics, "skipped": left_out or None}
-    record["items"] = items_of(lines)
+    record |= {"items": items_of(lines), "bundles": bundles, "results": [asdict(line) for line in lines]}
     write_atomic(folder.scores_file(name), json.dumps(record, indent=1, sort_keys=True) + "\n")

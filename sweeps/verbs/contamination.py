@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     flags: dict[str, dict[int, bool | None]] = {}
     for item, overlap in zip(items, found, strict=True):
         flags.setdefault(item.task, {})[item.doc_id] = overlap.dirty
-    scores = subset_scores(folder, tree, tasks, flags)
+    scores = subset_scores(settings, folder, tree, flags)
     results = [result_of(task, own) | {"scores": scores.get(task, {})} for task, own in flags.items()]
     if settings.format == "json":
         left_out = [{"task": s.task, "reason": s.reason} for s in skipped]
@@ -96,21 +97,29 @@ def result_of(task: str, flags: dict[int, bool | None]) -> dict[str, Any]:
 
 
 def subset_scores(
-    folder: Path, tree: dict[str, Any], tasks: Any, flags: dict[str, dict[int, bool | None]]
+    settings: Settings, folder: Path, tree: dict[str, Any], flags: dict[str, dict[int, bool | None]]
 ) -> dict[str, dict[str, Any]]:
-    """Task -> metric -> mean, error and number on all, clean, dirty and unjudged items; empty unless scores=true."""
+    """Task -> metric -> mean, error and number on all, clean, dirty and unjudged items; empty unless scores=true.
+
+    Answers are those that `gopher eval` keeps, so that nothing is scored twice.
+    """
     if not tree["scores"]:
         return {}
+    from gopher.evals.checkpoints import checkpoints_of
     from gopher.evals.contamination import by_subset
-    from gopher.evals.items import item_scores
-    from gopher.inference import open_rung
+    from gopher.evals.scores import answer_all, compile_exam, scored_seeds, store_of
 
-    rung = open_rung(tree["checkpoint"] or folder)
-    say(f"scoring {rung.spec.rung} after {rung.step} steps on them")
-    return {
-        task: {m: by_subset(list(v.values()), [flags[task][doc] for doc in v]) for m, v in metrics.items()}
-        for task, metrics in item_scores(rung, tasks).items()
-    }
+    exam, root = replace(settings.exam, seeds=settings.exam.seeds[:1]), folder.absolute().parents[1]
+    checkpoint = checkpoints_of(Path(tree["checkpoint"] or folder), "last", floor=False)[-1]
+    say(f"scoring {checkpoint.spec.rung} after {checkpoint.step} steps on them")
+    compiled, store = compile_exam(exam, root, say), store_of(exam, root)
+    answer_all(checkpoint, compiled, store)
+    (found,) = scored_seeds(compiled, store, checkpoint.sha256)
+    out: dict[str, dict[str, Any]] = {}
+    for (task, metric), items in found.items.items():
+        subsets = by_subset(list(items.values()), [flags[task][doc] for doc in items])
+        out.setdefault(task, {})[metric] = subsets
+    return out
 
 
 def scores_table(results: Sequence[dict[str, Any]]) -> Any:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
-from gopher.identity import content_hash
 from gopher.record import RunFolder
 from sweeps.backends.ray_evals import Shard, score_on_ray
 from sweeps.screen import console, table
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn
-from sweeps.track import Tracker
+from sweeps.track import Tracker, version_of
 from sweeps.verbs.compress import sweep_folders
 
 PATIENCE_SECONDS = 60.0
@@ -136,7 +135,7 @@ def into_mlflow(
     folders = {c.spec.key: RunFolder(c.run_folder) for c in checkpoints}
     if not required:
         return
-    version = content_hash([b.key for one in compiled for b in one.bundles.values()])[:12]
+    version = version_of(b.key for one in compiled for b in one.bundles.values())
     tracker = Tracker(settings.tracking_uri, settings.name, settings.root / "mlartifacts", rungs)
     tracker.open_sweep("")
     if undelivered := tracker.flush(list(folders.values()), PATIENCE_SECONDS):

@@ -130,6 +130,8 @@ def train(
                 statuses = run_on(backend, study, work, settings, screen, own) if backend else {}
             finally:
                 undelivered = mirror.finish(settings.launch.patience_seconds)
+                for run in work.scored if not undelivered else ():
+                    tracker.log_recorded(RunFolder(settings.run_dir(run.spec.key)), settings.tasks)
         finally:
             if backend:
                 backend.close()
