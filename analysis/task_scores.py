@@ -47,7 +47,7 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
     for task, metric in shown(run.data.metrics):
         name = f"eval/{task}.{metric}"
         errors = {m.step: m.value for m in history(client, run, f"{name}_stderr")}
-        chance = run.data.metrics.get(f"eval/{task}.chance") if metric == "acc" else None
+        chance = run.data.metrics.get(f"eval/{task}.chance") if base(metric) == "acc" else None
         items = run.data.metrics.get(f"eval/{task}.items")
         out += [
             TaskScore(

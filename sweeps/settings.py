@@ -49,6 +49,8 @@ class EvalSettings:
     seeds: tuple[int, ...] = (FEWSHOT_SEED,)
     limit: int | None = None
     stride: int | None = None
+    mode: str = "plain"
+    chains: int = 1
     floor: bool = True
 
     def __post_init__(self) -> None:

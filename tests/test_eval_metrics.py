@@ -165,6 +165,39 @@ def test_samples_do_not_depend_on_the_cut_into_shards(tiny_run: Path, tmp_path: 
     assert texts[0] == texts[1] and len(set(texts[0])) > 6  # the same prompt, another draw each time
 
 
+def test_a_mode_of_asking_is_another_metric_and_another_answer(tiny_run: Path, tmp_path: Path) -> None:
+    """As the harness's own command line gives them with the same mode."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from gopher.evals.exam import Exam
+    from gopher.evals.scores import store_of
+    from gopher.lm_eval_adapter import GopherLM
+
+    wanted = ("colours", "short", "prose")
+    compiled = compiled_in(tmp_path, {name: TASKS[name] for name in wanted})
+    rung, told = open_rung(tiny_run), {}
+    for exam in (Exam(tasks=wanted), Exam(tasks=wanted, mode="think"), Exam(tasks=wanted, mode="dialogue")):
+        store = store_of(exam, tmp_path)
+        for bundle in compiled.bundles.values():
+            score_missing([rung], bundle, store)
+        (found,) = scored_seeds([compiled], store, rung.sha256)
+        told[exam.mode] = {(s.task, s.metric): s.value for s in found.scores}
+        texts = [a.text for a in store.answers(rung.sha256, compiled.bundles["short"]) or []]
+        how = {"think": {"think": True}, "dialogue": {"dialogue": True}}.get(exam.mode, {})
+        manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+        own: Any = lm_eval.simple_evaluate(
+            GopherLM(rung=rung, **how), tasks=["colours", "short"], task_manager=manager, bootstrap_iters=0
+        )
+        label = store.scoring.label
+        assert found.scores and told[exam.mode]["colours", f"acc{label}"] == pytest.approx(
+            own["results"]["colours"]["acc,none"]
+        )
+        assert texts == [s["resps"][0][0] for s in sorted(own["samples"]["short"], key=lambda s: s["doc_id"])]
+    assert told["think"]["prose", "bpb"] == told["plain"]["prose", "bpb"]  # text is only read
+    assert ("colours", "chance") in told["think"] and ("colours", "acc") not in told["think"]
+
+
 def test_long_generations_are_many_shards() -> None:
     options = json.dumps({"max_gen_toks": 100})
     requests = tuple(Request(doc_id=i, idx=0, kind="generate_until", context="", options=options) for i in range(1000))

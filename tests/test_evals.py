@@ -273,6 +273,14 @@ def test_seeds_give_a_mean_and_their_spread(tiny_run: Path, tasks: Path, tmp_pat
 
 
 def test_an_exam_refuses_what_makes_no_sense() -> None:
-    for wrong in ({"limit": 0}, {"shots": -1}, {"seeds": ()}, {"seeds": (1, 1)}, {"stride": -3}):
+    for wrong in (
+        {"limit": 0},
+        {"shots": -1},
+        {"seeds": ()},
+        {"seeds": (1, 1)},
+        {"stride": -3},
+        {"mode": "thnk"},
+        {"chains": 2},
+    ):
         with pytest.raises(UsageError):
             Exam(tasks=("a",), **wrong)  # type: ignore[arg-type]

@@ -46,7 +46,9 @@ def test_chains_vote(rung: Rung) -> None:
 
 def test_the_likeliest_option_is_chosen(rung: Rung) -> None:
     best = likeliest(rung, ["The Congress of the", "The Congress of the"], [["United", "zqx"], ["zqx", "United"]])
-    assert best == ["United", "United"]
+    assert best == (["United", "United"], [0, 0])
+    _, cut = likeliest(rung, ["The Congress of the United States " * 40], [["a", "b"]])
+    assert cut[0] > 0
 
 
 def test_answers_are_tidied_for_comparison() -> None:

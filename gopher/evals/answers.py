@@ -4,14 +4,17 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gopher.completion import complete
+from gopher.dialogue import USER, Dialogue
+from gopher.evals import reasoning
 from gopher.evals.bundle import DEFAULT_NEW_TOKENS, GENERATE, LIKELIHOOD, ROLLING, Request
+from gopher.evals.reasoning import Mode, thought_through
 from gopher.inference import Rung
 from gopher.sampling import Sampling
 from gopher.score import Score, score_documents, score_long
@@ -29,6 +32,18 @@ class Scoring:
         None  # tokens that windows over long documents move by; None: a whole context, as the harness does
     )
     seed: int = 0  # of sampled generations
+    mode: str = "plain"  # of `gopher.evals.exam.MODES`
+    chains: int = 1
+
+    @property
+    def label(self) -> str:
+        """What metrics are named after: another way to ask is another metric."""
+        return {"plain": "", "think": f"-think{self.chains if self.chains > 1 else ''}"}.get(self.mode, f"-{self.mode}")
+
+    def thinking(self, rung: Rung, answer_tokens: int = 1) -> Mode:
+        """The chain of thought that is asked for, in at most a quarter of the context."""
+        sizes = {"thought_tokens": rung.context // 4, "answer_tokens": answer_tokens}
+        return Mode(think=True, chains=self.chains, seed=self.seed, **sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +104,18 @@ def answer(rung: Rung, requests: Sequence[Request], first: int, scoring: Scoring
 
 
 def likelihoods(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
-    pairs = [encoder.pair(r.context, r.continuation) for r in requests.values()]
+    contexts = concluded(rung, [r.context for r in requests.values()], scoring)
+    pairs = [encoder.pair(contexts.get(r.context, r.context), r.continuation) for r in requests.values()]
     return [of_score(s) for s in score_long(rung.reader, pairs)]
+
+
+def concluded(rung: Rung, contexts: Sequence[str], scoring: Scoring) -> dict[str, str]:
+    """Context -> with what was thought behind it, once whatever its options; nothing in other modes."""
+    if scoring.mode != "think":
+        return {}
+    distinct = [context for context in dict.fromkeys(contexts) if context]
+    thinking = replace(scoring.thinking(rung), chains=1)  # greedy: options are compared, not voted on
+    return dict(zip(distinct, thought_through(rung, distinct, thinking)[0], strict=True))
 
 
 def rolling(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
@@ -113,9 +138,18 @@ def generations(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, e
     for (until, count, temperature, top_p), members in groups.items():
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=scoring.seed)
         prompts = [requests[i].context for i in members]
-        made = complete(rung, prompts, max_new_tokens=count, until=until, sampling=sampling, streams=members)
-        for i, one in zip(members, made, strict=True):
-            out[i] = Answer(log_prob=None, text=one.text, cut_tokens=one.cut_tokens)
+        if scoring.mode == "think":
+            thought = reasoning.answers(rung, prompts, scoring.thinking(rung, count), streams=members)
+            made = [(one.text, one.cut_tokens) for one in thought]
+        else:
+            if scoring.mode == "dialogue":
+                room = rung.context - count
+                prompts = [Dialogue().said(USER, prompt.strip()).prompt(rung, room).text for prompt in prompts]
+                until = (*until, f"\n{USER}:")
+            said = complete(rung, prompts, max_new_tokens=count, until=until, sampling=sampling, streams=members)
+            made = [(one.text, one.cut_tokens) for one in said]
+        for i, (text, cut_tokens) in zip(members, made, strict=True):
+            out[i] = Answer(log_prob=None, text=text, cut_tokens=cut_tokens)
     return [out[i] for i in requests]
 
 

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
-from gopher.errors import UsageError
+from gopher.errors import UsageError, did_you_mean
 from gopher.identity import content_hash
 
 FEWSHOT_SEED = 1234  # the harness's own
+MODES = ("plain", "think", "dialogue")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class Exam:
     stride: int | None = (
         None  # tokens that windows over long documents move by; None: a whole context, as the harness does
     )
+    mode: str = "plain"  # think: a chain of thought first | dialogue: generations behind the prompt of `gopher chat`
+    chains: int = 1  # of thought, that vote on a generated answer
     floor: bool = True  # the untrained model of the same size beside it, as step 0
 
     @property
@@ -32,5 +35,13 @@ class Exam:
                 raise UsageError(f"evals.{name} is {value}; give a positive number, or null")
         if self.shots is not None and self.shots < 0:
             raise UsageError(f"evals.shots is {self.shots}; give 0 or more, or null for what each task says")
+        if self.mode not in MODES:
+            raise UsageError(
+                f"evals.mode is '{self.mode}'{did_you_mean(self.mode, MODES)}; use one of {', '.join(MODES)}"
+            )
+        if self.chains < 1 or (self.chains > 1 and self.mode != "think"):
+            raise UsageError(
+                f"evals.chains is {self.chains} with evals.mode={self.mode}; give 1, or more with mode=think"
+            )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UsageError(f"evals.seeds is {list(self.seeds)}; give at least one seed and none twice")

@@ -94,6 +94,17 @@ def scored(compiled: Compiled, answers: Mapping[str, Sequence[Answer]]) -> Score
     return Scored(scores=out, items=items, skipped=[Skipped(task=t, reason=why) for t, why in reasons.items()])
 
 
+def named(found: Scored, label: str, unchanged: Collection[str]) -> Scored:
+    """The scores with `label` behind the names of their metrics, but those of the `unchanged` tasks and of no model."""
+
+    def name(task: str, metric: str) -> str:
+        return metric if task in unchanged or metric in ("chance", "members") else metric + label
+
+    scores = [replace(s, metric=name(s.task, s.metric)) for s in found.scores]
+    items = {(task, name(task, metric)): own for (task, metric), own in found.items.items()}
+    return replace(found, scores=scores, items=items)
+
+
 def without(bundles: Mapping[str, Bundle], names: Iterable[str]) -> dict[str, Bundle]:
     return {name: bundle for name, bundle in bundles.items() if name not in set(names)}
 

@@ -63,16 +63,26 @@ def question(text: str) -> str:
 
 
 def answers(
-    rung: Rung, prompts: Sequence[str], mode: Mode, options: Sequence[Sequence[str]] | None = None
+    rung: Rung,
+    prompts: Sequence[str],
+    mode: Mode,
+    options: Sequence[Sequence[str]] | None = None,
+    streams: Sequence[int] | None = None,
 ) -> list[Answer]:
-    """The answer to each prompt (it ends where the answer begins), out of its `options` where they are given."""
+    """The answer to each prompt (it ends where the answer begins), out of its `options` where they are given.
+
+    `streams` numbers the prompts where they are part of a larger whole, as in `gopher.generate.generate`.
+    """
     if options is not None and (len(options) != len(prompts) or not all(options)):
         raise UsageError("options must name at least one option for every prompt; leave them out for free answers")
     repeated = [i for i in range(len(prompts)) for _ in range(mode.chains)]
-    asked, thoughts = thought_through(rung, [prompts[i] for i in repeated], mode)
+    numbers = range(len(prompts)) if streams is None else streams
+    own = [numbers[i] * mode.chains + chain for i in range(len(prompts)) for chain in range(mode.chains)]
+    asked, thoughts = thought_through(rung, [prompts[i] for i in repeated], mode, own)
     cut = [thought.cut_tokens for thought in thoughts] or [0] * len(asked)
     if options is not None:
-        votes = likeliest(rung, asked, [options[i] for i in repeated])
+        votes, more = likeliest(rung, asked, [options[i] for i in repeated])
+        cut = [before + new for before, new in zip(cut, more, strict=True)]
     else:
         made = complete(rung, asked, max_new_tokens=mode.answer_tokens, until=("\n",), sampling=GREEDY)
         votes = [completion.text.strip() for completion in made]
@@ -95,33 +105,42 @@ def majority(votes: Sequence[str]) -> str:
     return next(vote for vote in votes if tidy(vote) == winner)
 
 
-def thought_through(rung: Rung, prompts: Sequence[str], mode: Mode) -> tuple[list[str], list[Completion]]:
+def thought_through(
+    rung: Rung, prompts: Sequence[str], mode: Mode, streams: Sequence[int] | None = None
+) -> tuple[list[str], list[Completion]]:
     """The prompts of the second stage and the thoughts in them; the prompts as they are when the mode does not think."""
     if not mode.think:
         return list(prompts), []
-    thoughts = think(rung, prompts, mode)
+    thoughts = think(rung, prompts, mode, streams)
     pairs = zip(prompts, thoughts, strict=True)
     return [f"{prompt} {THINK} {thought.text.strip()}\n{CONCLUDE}" for prompt, thought in pairs], thoughts
 
 
-def think(rung: Rung, prompts: Sequence[str], mode: Mode) -> list[Completion]:
+def think(rung: Rung, prompts: Sequence[str], mode: Mode, streams: Sequence[int] | None = None) -> list[Completion]:
     sampling = GREEDY if mode.chains == 1 else Sampling(temperature=mode.temperature, seed=mode.seed)
     asked = [f"{prompt} {THINK}" for prompt in prompts]
-    return complete(rung, asked, max_new_tokens=mode.thought_tokens, until=NEXT_QUESTION, sampling=sampling)
+    return complete(
+        rung, asked, max_new_tokens=mode.thought_tokens, until=NEXT_QUESTION, sampling=sampling, streams=streams
+    )
 
 
-def likeliest(rung: Rung, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[str]:
-    """The option with the highest log-probability behind each prompt; all options of a prompt share its evaluation."""
+def likeliest(rung: Rung, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> tuple[list[str], list[int]]:
+    """The option with the highest log-probability behind each prompt, and the tokens of the prompt that found no room.
+
+    All options of a prompt share its evaluation.
+    """
     encode = rung.tokenizer.encode
     contexts = [tokens.astype(np.int64) for tokens in encode(list(prompts))]
     flat = [(i, option) for i, own in enumerate(options) for option in own]
     ids = [tokens.astype(np.int64) for tokens in encode([f" {option}" for _, option in flat])]
     scores = score(rung.reader, [(contexts[i], tokens) for (i, _), tokens in zip(flat, ids, strict=True)])
     best: dict[int, tuple[float, str]] = {}
+    cut = [0] * len(prompts)
     for (i, option), found in zip(flat, scores, strict=True):
+        cut[i] = max(cut[i], found.cut_tokens)
         if i not in best or found.log_prob > best[i][0]:
             best[i] = (found.log_prob, option)
-    return [best[i][1] for i in range(len(prompts))]
+    return [best[i][1] for i in range(len(prompts))], cut
 
 
 def tidy(text: str) -> str:

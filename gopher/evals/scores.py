@@ -16,8 +16,8 @@ from gopher.evals.checkpoints import Checkpoint, checkpoints_of
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
 from gopher.evals.exam import Exam
 from gopher.evals.items import Say, Skipped
-from gopher.evals.metrics import Scored, TaskScore, over_seeds, scored
-from gopher.evals.store import Encoders, Store, score_missing
+from gopher.evals.metrics import Scored, TaskScore, named, over_seeds, scored
+from gopher.evals.store import Encoders, Store, asks, score_missing
 from gopher.record import RunFolder, write_atomic
 
 
@@ -29,7 +29,8 @@ def compile_exam(exam: Exam, output_root: Path, say: Say = lambda message: None)
 
 
 def store_of(exam: Exam, output_root: Path) -> Store:
-    return Store(folder=output_root / "evals" / "answers", scoring=Scoring(stride=exam.stride))
+    scoring = Scoring(stride=exam.stride, mode=exam.mode, chains=exam.chains)
+    return Store(folder=output_root / "evals" / "answers", scoring=scoring)
 
 
 def scored_seeds(compiled: Sequence[Compiled], store: Store, sha256: str) -> list[Scored]:
@@ -41,9 +42,10 @@ def scored_seeds(compiled: Sequence[Compiled], store: Store, sha256: str) -> lis
     for one in compiled:
         answers = {name: store.answers(sha256, b) for name, b in one.bundles.items() if b.key not in seen}
         seen |= {bundle.key for bundle in one.bundles.values()}
-        if lost := [name for name, found in answers.items() if found is None]:
+        if lost := [name for name, own in answers.items() if own is None]:
             raise GopherError(f"answers of {lost[0]} are gone from {store.folder}; run the same command again")
-        out.append(scored(one, {name: found for name, found in answers.items() if found is not None}))
+        found = scored(one, {name: own for name, own in answers.items() if own is not None})
+        out.append(named(found, store.scoring.label, {n for n, b in one.bundles.items() if not asks(b)}))
     return out
 
 

@@ -28,6 +28,8 @@ class Store:
         asked = Scoring(
             stride=self.scoring.stride if ROLLING in bundle.kinds else None,
             seed=self.scoring.seed if GENERATE in bundle.kinds else 0,
+            mode=self.scoring.mode if asks(bundle) else "plain",
+            chains=self.scoring.chains if GENERATE in bundle.kinds else 1,
         )
         other = "" if asked == Scoring() else f"-{content_hash(asdict(asked))[:8]}"
         return self.folder / checkpoint[:16] / f"{bundle.key}{other}" / f"{shard:05d}.parquet"
@@ -75,6 +77,11 @@ class Store:
         )
         path.unlink()
         return None
+
+
+def asks(bundle: Bundle) -> bool:
+    """Whether the mode of asking matters: whole documents are only read."""
+    return bundle.kinds != {ROLLING}
 
 
 def schema() -> Any:
