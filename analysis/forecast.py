@@ -1,8 +1,10 @@
 """Forecasts as objects: a prediction written down before its run, scored after it, and the record of all of them.
 
-A forecast is frozen from points that cannot contain its target: every run of the target's rung or size, or with one of its
-run keys, is kept out of the fit and named. The file holds everything the prediction rests on; its hash covers all but the
-outcome, so an edited forecast is refused when it is read. Nothing here talks to MLflow; the caller logs what it gets back.
+A forecast is frozen from points that cannot contain its target (`analysis.target`). The file holds everything the
+prediction rests on; its hash covers all but the outcome, so an edited forecast is refused when it is read. It counts in
+the calibration record only if its run is known to have come later: no run of the target was in the source when it was
+frozen, and each that it is scored by says when it ended. Anything else is a backtest. Nothing here talks to MLflow; the
+caller logs what it gets back.
 """
 
 import dataclasses
@@ -15,25 +17,12 @@ from typing import Any
 import numpy as np
 
 from analysis.fit import FitResult, FitSettings, fit
-from analysis.rows import Excluded, Point, Points
+from analysis.rows import Point, Points
+from analysis.target import Target, apart, completed, own_reasons, points_table
 from gopher.errors import UsageError
 from gopher.identity import content_hash, short_key
 
 LEVELS = (50, 80, 95)
-SAME_SIZE = 0.005  # relative: two sizes closer than this are one rung, whatever it is called
-SIZES = ("params_total", "params_non_embedding", "flops", "tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is predicted: a rung by name, by size, or both. The fit takes the parameter count of its own convention."""
-
-    rung: str | None = None
-    params_total: float | None = None
-    params_non_embedding: float | None = None
-    tokens: float | None = None
-    flops: float | None = None
-    run_keys: tuple[str, ...] = ()  # runs planned for it, when known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +43,7 @@ class UsedPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptOut:
-    """A run of the target itself that was in the table and did not enter the fit."""
+    """A run of the target itself that was in the source and did not enter the fit."""
 
     run_id: str
     reason: str
@@ -67,6 +56,7 @@ class Measured:
     run_id: str
     loss: float
     seed: int | None = None
+    finished_at: str | None = None  # as the source tells it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +68,7 @@ class Outcome:
     error_percent: float  # of the prediction: positive where it was too high
     inside: Mapping[str, bool]  # "50", "80", "95"
     scored_at: str
+    after_freeze: bool = False  # every run is known to have ended after the forecast was frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +93,18 @@ class Forecast:
     points: tuple[UsedPoint, ...]
     points_sha256: str
     kept_out: tuple[KeptOut, ...]
-    before_run: bool  # no run of the target was in the table: a forecast; otherwise a backtest
+    before_run: bool  # no run of the target was in the source, whether it would have been fitted or not
     settings: Mapping[str, Any]
     code: Mapping[str, str]  # commit, dirty, versions: whatever the caller knows
     config_hash: str | None = None
     sha256: str = ""
     outcome: Outcome | None = None
     earlier_outcomes: tuple[Outcome, ...] = field(default=())
+
+    @property
+    def is_backtest(self) -> bool:
+        """Whether the target's outcome was there first, or is not known to have come later."""
+        return not (self.before_run and (self.outcome is None or self.outcome.after_freeze))
 
 
 # ------------------------------------------------------------------------------------------------ freezing
@@ -160,54 +156,6 @@ def freeze(
     return replace(forecast, sha256=content_hash(frozen_part(forecast)))
 
 
-def completed(target: Target, points: Points) -> Target:
-    """The target with sizes that its rung's own runs already show (sizes only, never their losses)."""
-    own = [p for p in points if (target.rung is not None and p.rung == target.rung) or p.run_id in target.run_keys]
-    found = {name: shared_size(own, name) if getattr(target, name) is None else getattr(target, name) for name in SIZES}
-    if all(value is None for value in found.values()):
-        raise UsageError(
-            f"the forecast's target {target.rung or '(unnamed)'} has no size; give target.params_non_embedding, target.tokens "
-            "or target.flops, or plan the rung in the sweep"
-        )
-    return replace(target, **found)
-
-
-def shared_size(own: Sequence[Point], name: str) -> Any:
-    """The size that all these runs have in common, or None."""
-    values = {getattr(p, name) for p in own}
-    return float(values.pop()) if len(values) == 1 and None not in values else None
-
-
-def apart(points: Points, target: Target) -> tuple[Points, tuple[Excluded, ...]]:
-    """(points that may be fitted, the target's own runs with the reason each is kept out)."""
-    reasons = [own_reason(p, target) for p in points]
-    out = tuple(
-        Excluded(run_id=p.run_id, rung=p.rung, seed=p.seed, reason=r)
-        for p, r in zip(points, reasons, strict=True)
-        if r is not None
-    )
-    kept = points.take(np.array([r is None for r in reasons], bool))
-    if len({p.rung for p in kept}) < 2:
-        raise UsageError(
-            f"the forecast's target {describe(target)} leaves {len(kept)} point(s) of {len({p.rung for p in kept})} rung(s) to fit; "
-            "a law needs at least 2 other rungs, so finish more of the sweep first"
-        )
-    return kept, out
-
-
-def own_reason(point: Point, target: Target) -> str | None:
-    """Why a point belongs to the target, or None: its key, its rung's name, or the first size that both name."""
-    if point.run_id in target.run_keys or (point.mlflow_run is not None and point.mlflow_run in target.run_keys):
-        return "it is a run of the target"
-    if target.rung is not None and point.rung == target.rung:
-        return f"it is of the target's rung {target.rung}"
-    for name in SIZES:
-        wanted, has = getattr(target, name), getattr(point, name)
-        if wanted is not None and has is not None:
-            return f"its {name} is the target's ({has:.4g})" if abs(has / wanted - 1) < SAME_SIZE else None
-    return None
-
-
 def law_inputs(result: FitResult, target: Target) -> dict[str, Any]:
     """The target as the inputs of the fitted law."""
     needed = result.known_estimate().law.inputs
@@ -216,7 +164,7 @@ def law_inputs(result: FitResult, target: Target) -> dict[str, Any]:
     missing = [name for name in needed if known.get(name) is None]
     if missing:
         raise UsageError(
-            f"law {result.law} reads {' and '.join(missing)}, which the target {describe(target)} lacks; "
+            f"law {result.law} reads {' and '.join(missing)}, which the target {target} lacks; "
             f"give target.{result.parameters if missing[0] == 'params' else missing[0]} or another law"
         )
     return {name: np.array([float(known[name] or 0)]) for name in needed}
@@ -274,11 +222,6 @@ def stamp(now: datetime | None) -> str:
     return (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
 
 
-def describe(target: Target) -> str:
-    sizes = ", ".join(f"{name} {getattr(target, name):.4g}" for name in SIZES if getattr(target, name) is not None)
-    return " ".join(filter(None, (target.rung, f"({sizes})" if sizes else ""))) or "(unnamed)"
-
-
 # ------------------------------------------------------------------------------------------------ scoring
 
 
@@ -299,9 +242,9 @@ def score(forecast: Forecast, points: Points, now: datetime | None = None) -> Fo
 
 
 def own_runs(forecast: Forecast, points: Points) -> list[Point]:
-    """Finished runs of the target: of its rung or size, at its token count when it names one."""
+    """Finished runs of the target: with its key, of its rung, or of its design."""
     target = forecast.target
-    found = [p for p in points if own_reason(p, target) is not None and right_tokens(p, target)]
+    found = [p for p, why in zip(points, own_reasons(points_table(points), target), strict=True) if why]
     leaked = sorted({p.run_id for p in forecast.points} & {p.run_id for p in found})
     if leaked:
         raise UsageError(
@@ -314,25 +257,34 @@ def own_runs(forecast: Forecast, points: Points) -> list[Point]:
     return sorted(found, key=lambda p: (p.seed if p.seed is not None else -1, p.run_id))
 
 
-def right_tokens(point: Point, target: Target) -> bool:
-    """A run of the right size but another token count is another experiment."""
-    return target.tokens is None or point.tokens is None or abs(point.tokens / target.tokens - 1) < 0.02
-
-
 def outcome_of(forecast: Forecast, runs: Sequence[Point], scored_at: str) -> Outcome:
     actual = float(np.exp(np.mean(np.log([p.loss for p in runs]))))
     return Outcome(
-        runs=tuple(Measured(run_id=p.run_id, loss=p.loss, seed=p.seed) for p in runs),
+        runs=tuple(Measured(run_id=p.run_id, loss=p.loss, seed=p.seed, finished_at=p.finished_at) for p in runs),
         actual=actual,
         error_percent=100 * (forecast.mean / actual - 1),
         inside={level: bool(low <= actual <= high) for level, (low, high) in forecast.intervals.items()},
         scored_at=scored_at,
+        after_freeze=all(ended_after(p, forecast.created_at) for p in runs),
     )
+
+
+def ended_after(run: Point, created_at: str) -> bool:
+    """Whether the source shows that a run ended after this time; without a time of its own it shows nothing."""
+    if run.finished_at is None:
+        return False
+    try:
+        ended = datetime.fromisoformat(run.finished_at)
+    except ValueError:
+        raise UsageError(
+            f"run {run.run_id} has finished_at = '{run.finished_at}', which is no time; write it as 2030-01-31T12:00:00+00:00"
+        ) from None
+    return (ended if ended.tzinfo else ended.replace(tzinfo=UTC)) > datetime.fromisoformat(created_at)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How past forecasts did. Coverage is counted over scored forecasts made before their run; backtests are counted apart."""
+    """How past forecasts did. Coverage is counted over scored forecasts whose runs came later; backtests are counted apart."""
 
     scored: int
     pending: int
@@ -345,13 +297,13 @@ class Calibration:
 
 def calibration(forecasts: Sequence[Forecast]) -> Calibration:
     """The record over all forecasts of a folder."""
-    scored = [(f, f.outcome) for f in forecasts if f.outcome is not None and f.before_run]
+    scored = [(f, f.outcome) for f in forecasts if f.outcome is not None and not f.is_backtest]
     errors = [o.error_percent for _, o in scored]
     inside = {str(level): sum(o.inside[str(level)] for _, o in scored) for level in LEVELS}
     return Calibration(
         scored=len(scored),
         pending=sum(f.outcome is None for f in forecasts),
-        backtests=sum(f.outcome is not None and not f.before_run for f in forecasts),
+        backtests=sum(f.outcome is not None and f.is_backtest for f in forecasts),
         inside=inside,
         coverage95={level: exact_range(k, len(scored)) for level, k in inside.items()} if scored else {},
         mean_error_percent=float(np.mean(errors)) if errors else None,

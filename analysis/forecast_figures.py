@@ -47,7 +47,7 @@ def calibration_figure(forecasts: Sequence[Forecast]) -> Figure | None:
 
 
 def name(f: Forecast) -> str:
-    return (rung_name(f.target.rung) if f.target.rung else f.id[:6]) + ("" if f.before_run else " (backtest)")
+    return (rung_name(f.target.rung) if f.target.rung else f.id[:6]) + (" (backtest)" if f.is_backtest else "")
 
 
 def row(f: Forecast) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def record(forecasts: Sequence[Forecast]) -> str:
     """Coverage so far in a sentence."""
     c = calibration(forecasts)
     if not c.scored:
-        return f"No forecast made before its run has been scored yet ({plural(c.pending, 'forecast')} open, {plural(c.backtests, 'backtest')})."
+        return f"No forecast that is known to have come before its run has been scored yet ({plural(c.pending, 'forecast')} open, {plural(c.backtests, 'backtest')})."
     parts = listed([f"{c.inside[str(level)]} inside {level} %" for level in LEVELS])
     low, high = (fixed(100 * share, 0) for share in c.coverage95["95"])
     return (

@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.forecast import Forecast, KeptOut, Measured, Outcome, Target, UsedPoint, frozen_part
+from analysis.forecast import Forecast, KeptOut, Measured, Outcome, UsedPoint, frozen_part
+from analysis.target import Target
 from gopher.errors import UsageError
 from gopher.identity import content_hash
 from gopher.record import write_atomic

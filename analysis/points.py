@@ -7,7 +7,10 @@ Three sources, one table. `analysis.rows` has the objects, `analysis.table` read
 import math
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
+
+import pandas as pd
 
 from analysis.rows import Array, Excluded, Point, Points
 from analysis.selection import RunFacts, keep_sound_runs
@@ -34,7 +37,13 @@ def points_from_mlflow(tracking_uri: str, experiment: str, metric: str = "final/
             f"experiment '{experiment}' has {len(points)} usable run(s) with {metric} of {len(runs)} training runs"
             f"{f' ({gone})' if gone else ''}; a law needs at least 2, so launch the sweep to its end or choose another metric"
         )
-    return Points(rows=in_order(points), excluded=(*excluded, *filtered), source=experiment, notes=notes)
+    return Points(
+        rows=in_order(points),
+        excluded=(*excluded, *filtered),
+        source=experiment,
+        notes=notes,
+        source_rows=pd.DataFrame([vars(p) for p, _ in candidates]),
+    )
 
 
 def curves_from_mlflow(tracking_uri: str, experiment: str, metric: str = "val/loss", where: str = "") -> Points:
@@ -56,7 +65,7 @@ def curves_from_mlflow(tracking_uri: str, experiment: str, metric: str = "val/lo
         raise UsageError(
             f"experiment '{experiment}' logged {len(out)} evaluation(s) of {metric} with val/tokens and val/flops; training curves need at least 2, so choose another law"
         )
-    return Points(rows=in_order(tuple(out)), excluded=finals.excluded, source=experiment, notes=finals.notes)
+    return replace(finals, rows=in_order(tuple(out)))
 
 
 def client_of(tracking_uri: str) -> Any:
@@ -142,6 +151,7 @@ def point_of(run: Any, metric: str, experiment: str) -> Point:
         config_hash=tags.get("config.hash"),
         data_hash=tags.get("data.sha256"),
         checkpoint=tags.get("checkpoint"),
+        finished_at=time_of(run.info.end_time),
     )
 
 
@@ -153,6 +163,10 @@ def run_facts(run: Any) -> RunFacts:
         evaluation=run.data.tags.get("eval.version", ""),
         started=run.info.start_time or 0,
     )
+
+
+def time_of(milliseconds: int | None) -> str | None:
+    return None if not milliseconds else datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat()
 
 
 def positive(value: Any) -> float | None:

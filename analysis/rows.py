@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Point:
     config_hash: str | None = None
     data_hash: str | None = None
     checkpoint: str | None = None
+    finished_at: str | None = None  # ISO 8601, UTC unless it says otherwise: shows that a forecast was there first
     row: int | None = None  # 0-based data row of the source file
 
 
@@ -55,7 +56,8 @@ class Points:
     excluded: tuple[Excluded, ...] = ()
     source: str = ""  # file name or experiment; never a path or host
     notes: tuple[str, ...] = ()  # things a reader should know, such as the best learning rate at the edge of its grid
-    _columns: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
+    source_rows: Any = field(default=None, repr=False, compare=False)  # frame of all rows, before where= and any rule
+    _columns: dict[str, Array] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,9 +106,7 @@ class Points:
     def take(self, rows: Any) -> "Points":
         """The points at these row numbers (or under this mask), exclusions kept."""
         numbers = np.arange(len(self.rows))[rows]
-        return Points(
-            rows=tuple(self.rows[i] for i in numbers), excluded=self.excluded, source=self.source, notes=self.notes
-        )
+        return replace(self, rows=tuple(self.rows[i] for i in numbers))
 
     def records(self) -> list[dict[str, Any]]:
         """Points as plain JSON rows, fields that no point has left out."""
@@ -117,7 +117,7 @@ class Points:
     @property
     def sha256(self) -> str:
         """Hash of what is fitted: every point's numbers and names, independent of row order and file format."""
-        skip = ("row", "mlflow_run", "checkpoint")
+        skip = ("row", "mlflow_run", "checkpoint", "finished_at")
         rows = sorted(
             json.dumps({k: v for k, v in asdict(p).items() if k not in skip}, sort_keys=True) for p in self.rows
         )

@@ -2,7 +2,7 @@
 
 Schema: run_id, rung, family, seed, step, params_total, params_non_embedding, tokens, unique_tokens, flops,
 flops_convention, loss, loss_name, metric_name, metric_value, metric_stderr, learning_rate, note, and provenance
-(mlflow_run, config_hash, data_hash, checkpoint). Only `loss` is needed at first; each law says which others it reads.
+(mlflow_run, config_hash, data_hash, checkpoint, finished_at). Only `loss` is needed at first; each law says which others it reads.
 Counts are plain numbers. `key=value;` pairs in `note` can be used in `where` like columns.
 """
 
@@ -20,7 +20,7 @@ from analysis.selection import best_learning_rates
 from gopher.errors import UsageError, did_you_mean
 
 NUMBERS = ("seed", "step", "params_total", "params_non_embedding", "tokens", "unique_tokens", "flops", "learning_rate")
-TEXTS = ("flops_convention", "mlflow_run", "config_hash", "data_hash", "checkpoint")
+TEXTS = ("flops_convention", "mlflow_run", "config_hash", "data_hash", "checkpoint", "finished_at")
 NAMES = (
     "run_id",
     "rung",
@@ -78,7 +78,8 @@ def points_from_frame(
     a value of `metric_name`. A row that cannot be right raises `UsageError`; with bad_rows='exclude' it is listed instead."""
     if bad_rows not in ("refuse", "exclude"):
         raise UsageError(f"bad_rows is '{bad_rows}'; use refuse or exclude")
-    table = select_rows(rename(frame.reset_index(drop=True), columns or {}, source), where, source)
+    whole = rename(frame.reset_index(drop=True), columns or {}, source)
+    table = select_rows(whole, where, source)
     if len(table) > MAX_POINTS:
         raise UsageError(
             f"{source} gives {len(table):,} rows and a law is fitted to at most {MAX_POINTS:,}; "
@@ -95,7 +96,7 @@ def points_from_frame(
         raise UsageError(
             f"{source} leaves {len(points)} point(s) after filtering{why}; a law needs at least 2, so widen where= or add runs"
         )
-    return Points(rows=in_order(points), excluded=left_out, source=source, notes=notes)
+    return Points(rows=in_order(points), excluded=left_out, source=source, notes=notes, source_rows=whole)
 
 
 def in_order(points: tuple[Point, ...]) -> tuple[Point, ...]:
@@ -320,6 +321,28 @@ def with_flops(table: pd.DataFrame) -> pd.DataFrame:
     if "flops" in table.columns or "tokens" not in table.columns or size is None:
         return table
     return table.assign(flops=6 * table[size] * table["tokens"], flops_convention=f"6 {size} tokens, derived")
+
+
+def measured_rows(points: Points) -> pd.DataFrame:
+    """Names and sizes of every row of the source that has a finite loss or metric, fitted or not; empty for points made by hand."""
+    names, sizes = (
+        ("run_id", "rung", "family", "mlflow_run"),
+        ("params_total", "params_non_embedding", "tokens", "flops"),
+    )
+    if points.source_rows is None:
+        return pd.DataFrame({name: [] for name in (*names, *sizes)})
+    table: pd.DataFrame = points.source_rows
+    values = [
+        pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in ("loss", "metric_value") if c in table.columns
+    ]
+    table = table[np.isfinite(values).any(axis=0)]
+    known = {name: table.get(name, pd.Series(None, index=table.index, dtype=object)) for name in (*names, *sizes)}
+    out = pd.DataFrame(known)
+    if "row" in table.columns:
+        out["run_id"] = [
+            name_of({"run_id": run, "row": row}) for run, row in zip(out["run_id"], table["row"], strict=True)
+        ]
+    return out.assign(rung=[text(v) or "" for v in out["rung"]], family=[text(v) or "" for v in out["family"]])
 
 
 def size_column(table: pd.DataFrame) -> str | None:

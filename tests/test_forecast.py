@@ -5,18 +5,36 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from pictures import ladder_points
 
 from analysis.fit import FitSettings
-from analysis.forecast import Target, calibration, freeze, score
+from analysis.forecast import calibration, freeze, score
 from analysis.forecast_figures import calibration_figure
 from analysis.forecast_files import load, load_all, save
 from analysis.rows import Points
+from analysis.table import points_from_frame
+from analysis.target import Target
 from gopher.errors import UsageError
 
 SETTINGS = FitSettings(law="power_law", bootstrap=0, holdout=0)
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+DAY_AFTER = "2030-01-02T12:00:00+00:00"
+
+
+def ended(points: Points, when: str = DAY_AFTER) -> Points:
+    """The points with the time at which their runs ended."""
+    return replace(points, rows=tuple(replace(p, finished_at=when) for p in points))
+
+
+def grid(**columns) -> pd.DataFrame:
+    """L = 1.7 + 400 / N^0.34 + 410 / D^0.28 with 0.2 % noise on five sizes at five token counts."""
+    rng = np.random.default_rng(0)
+    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e8, 1e10, 5), np.geomspace(2e9, 2e11, 5)))
+    loss = (1.7 + 400 * n**-0.34 + 410 * d**-0.28) * np.exp(0.002 * rng.standard_normal(25))
+    frame = pd.DataFrame({"run_id": [f"r{i}" for i in range(25)], "params_total": n, "tokens": d, "loss": loss})
+    return frame.assign(**columns)
 
 
 def below(points: Points, *rungs: str) -> Points:
@@ -62,6 +80,58 @@ def test_runs_of_the_target_never_enter_the_fit(target, forecast):
 def test_a_run_key_alone_keeps_a_run_out():
     kept = freeze(ladder_points(), Target(rung="new", params_non_embedding=5e6, run_keys=("mlflow-601k-0",)), SETTINGS)
     assert "601k-0" not in {p.run_id for p in kept.points} and kept.kept_out[0].reason == "it is a run of the target"
+
+
+@pytest.mark.parametrize("target", [Target(params_total=1e10, tokens=1e13), Target(params_total=3e9, tokens=2e11)])
+def test_runs_of_one_size_or_one_token_count_are_other_experiments(target):
+    """Equal parameters at other tokens, or equal tokens at other parameters, are points of the law and no outcome."""
+    frozen = freeze(points_from_frame(grid()), target, replace(SETTINGS, law="chinchilla", bootstrap=100))
+    assert frozen.before_run and frozen.kept_out == () and len(frozen.points) == 25
+
+
+def test_a_run_that_where_or_a_rule_left_out_makes_a_backtest():
+    target = Target(params_total=1e10, tokens=2e11)
+    names = {p.run_id for p in freeze(points_from_frame(grid()), target, SETTINGS).kept_out}
+    for where in ("params_total < 9e9", "tokens < 1.9e11"):
+        frozen = freeze(points_from_frame(grid(), where=where), target, SETTINGS)
+        assert not frozen.before_run and {k.run_id for k in frozen.kept_out} == names == {"r24"}
+        assert "where= or a rule" in frozen.kept_out[0].reason
+    rates = pd.concat([grid(learning_rate=lr, run_id=f"r{lr}", loss=grid()["loss"] + lr) for lr in (0.1, 0.2, 0.3)])
+    edge = points_from_frame(pd.concat([rates[rates["params_total"] > 9e9], grid(learning_rate=0.1).iloc[:20]]))
+    assert not {p.params_total for p in edge} & {1e10} and not freeze(edge, target, SETTINGS).before_run
+
+
+def test_another_family_or_a_planned_row_is_no_outcome():
+    target = Target(params_total=1e10, tokens=2e11)
+    moe = grid(family="moe", run_id=[f"m{i}" for i in range(25)])
+    both = pd.concat([grid(family="dense"), moe])
+    assert (
+        freeze(points_from_frame(both, where="family=='dense' and params_total<9e9"), target, SETTINGS)
+        .kept_out[0]
+        .run_id
+        == "r24"
+    )
+    dense = pd.concat([grid(family="dense").iloc[:24], moe])
+    assert freeze(points_from_frame(dense, where="family=='dense'"), target, SETTINGS).before_run
+    planned = grid()
+    planned.loc[24, "loss"] = np.nan
+    assert freeze(points_from_frame(planned, bad_rows="exclude"), target, SETTINGS).before_run
+
+
+def test_earlier_measurements_of_the_targets_run_stay_out():
+    curve = grid(run_id=[f"n{i % 5}" for i in range(25)], step=[i // 5 for i in range(25)])
+    frozen = freeze(points_from_frame(curve), Target(params_total=1e10, tokens=2e11), SETTINGS)
+    assert {k.run_id for k in frozen.kept_out} == {"n4"} and len(frozen.kept_out) == 5 and len(frozen.points) == 20
+
+
+def test_only_a_run_known_to_have_ended_later_counts_as_foretold(forecast):
+    later, unknown = score(forecast, ended(ladder_points())), score(forecast, ladder_points())
+    earlier = score(forecast, ended(ladder_points(), "2029-12-31"))
+    assert [f.is_backtest for f in (forecast, later, unknown, earlier)] == [False, False, True, True]
+    assert later.outcome is not None and later.outcome.runs[0].finished_at == DAY_AFTER
+    assert (calibration([later, unknown, earlier]).scored, calibration([later, unknown, earlier]).backtests) == (1, 2)
+    with pytest.raises(UsageError, match="finished_at = 'last week', which is no time"):
+        score(forecast, ended(ladder_points(), "last week"))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +217,7 @@ def test_an_edited_forecast_is_refused(forecast, tmp_path):
 
 
 def test_calibration_counts_forecasts_and_keeps_backtests_apart(forecast):
-    scored = score(forecast, ladder_points())
+    scored = score(forecast, ended(ladder_points()))
     outcome = scored.outcome
     assert outcome is not None
     hit = replace(scored, outcome=replace(outcome, inside={"50": True, "80": True, "95": True}, error_percent=0.5))

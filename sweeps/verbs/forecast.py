@@ -56,7 +56,7 @@ def freeze(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], s
 
 def target_of(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any]) -> Any:
     """The target as given; a planned rung brings its size, tokens, FLOPs and the keys of its runs."""
-    from analysis.forecast import Target
+    from analysis.target import Target
 
     given = dict(tree["target"])
     known = ("rung", *SIZES)
