@@ -335,7 +335,8 @@ def measured_rows(points: Points) -> pd.DataFrame:
     values = [
         pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in ("loss", "metric_value") if c in table.columns
     ]
-    table = table[np.isfinite(values).any(axis=0)]
+    measured = np.flatnonzero(np.isfinite(values).any(axis=0))
+    table = table.iloc[measured]
     known = {name: table.get(name, pd.Series(None, index=table.index, dtype=object)) for name in (*names, *sizes)}
     out = pd.DataFrame(known)
     if "row" in table.columns:

@@ -5,6 +5,7 @@ A run is the target's by its key, by its rung's name, or by its design. The whol
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ def completed(target: Target, points: Points) -> Target:
     """The target with sizes that its rung's own runs already show (sizes only, never their losses)."""
     tables = (points_table(points), measured_rows(points))
     own = next((rows for table in tables if len(rows := table[named_own(table, target)])), tables[0][:0])
-    found = {name: target.sizes.get(name, shared_size(own, name)) for name in SIZES}
+    found: dict[str, Any] = {name: target.sizes.get(name, shared_size(own, name)) for name in SIZES}
     if all(value is None for value in found.values()):
         raise UsageError(
             f"the forecast's target {target.rung or '(unnamed)'} has no size; give target.params_non_embedding, target.tokens "

@@ -1,21 +1,23 @@
 """`gopher forecast freeze|score|list`: predictions written down before their run, scored after it, with a calibration record."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from analysis.sizes import SIZES, TRAINED_TOLERANCE
 from gopher.errors import UsageError, did_you_mean
 from gopher.identity import content_hash
 from gopher.size import params_non_embedding, params_total, train_flops
 from sweeps.provenance import code_state, versions
+from sweeps.screen import console
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn, check_rungs, load_study
 from sweeps.track import Tracker
 from sweeps.verbs.fit import fit_request
 
 ACTIONS = ("freeze", "score", "list")
-SIZES = ("params_total", "params_non_embedding", "tokens", "flops")
 
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
@@ -49,7 +51,8 @@ def freeze(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], s
         code=code,
         config_hash=content_hash({k: v for k, v in tree.items() if k not in ("output_root", "format", "watch")}),
     )
-    save(frozen, settings.sweep_dir / "forecasts")
+    path = save(frozen, settings.sweep_dir / "forecasts")
+    console(stderr=True).print(f"forecast: {path}", markup=False)
     to_mlflow(tree, settings)
     show(compose, overrides, tree, settings)
 
@@ -65,21 +68,37 @@ def target_of(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any]
             raise UsageError(f"target.{key} is no setting{did_you_mean(key, known)} (there are {', '.join(known)})")
     if not given:
         raise UsageError("no target is given; say target.rung=NAME, or target.params_non_embedding=N target.tokens=D")
-    if tree["points"] is None and "rung" in given:
-        rungs = check_rungs([*tree["rungs"], given["rung"]])
-        runs = [
-            r.spec
-            for r in load_study(compose, [*overrides, f"rungs=[{','.join(rungs)}]"]).runs
-            if r.spec.rung == given["rung"]
-        ]
-        size: dict[str, float] = {
-            "params_total": params_total(runs[0].model),
-            "params_non_embedding": params_non_embedding(runs[0].model),
-        }
-        size |= {"tokens": runs[0].train_tokens, "flops": train_flops(runs[0])}
-        given = {**size, **given, "run_keys": tuple(r.key for r in runs)}
-    numbers = {k: float(v) for k, v in given.items() if k in SIZES}
-    return Target(rung=given.get("rung"), run_keys=given.get("run_keys", ()), **numbers)
+    numbers: dict[str, Any] = {name: size_of(name, given[name]) for name in SIZES if name in given}
+    if tree["points"] is not None or "rung" not in given:
+        return Target(rung=given.get("rung"), **numbers)
+    rungs = check_rungs([*tree["rungs"], given["rung"]])
+    study = load_study(compose, [*overrides, f"rungs=[{','.join(rungs)}]"])
+    specs = [s for s in study.specs if s.rung == given["rung"]]
+    planned = sorted({s.train_tokens for s in specs})
+    tokens = numbers.get("tokens", float(planned[0]))
+    if len(planned) > 1 and "tokens" not in numbers:
+        raise UsageError(
+            f"rung {given['rung']} is planned at {', '.join(map(str, planned))} tokens; say which with target.tokens=N"
+        )
+    own = [s for s in specs if abs(s.train_tokens / tokens - 1) < TRAINED_TOLERANCE]
+    size: dict[str, Any] = {
+        "params_total": params_total(specs[0].model),
+        "params_non_embedding": params_non_embedding(specs[0].model),
+        "tokens": tokens,
+    }
+    size |= {"flops": train_flops(own[0])} if own else {}
+    return Target(rung=given["rung"], run_keys=tuple(s.key for s in own), **(size | numbers))
+
+
+def size_of(name: str, value: Any) -> float:
+    """One size of the target as a number that a run can have."""
+    try:
+        size = float(value)
+    except (TypeError, ValueError):
+        size = math.nan
+    if not (math.isfinite(size) and size > 0):
+        raise UsageError(f"target.{name} is {value!r}; give a number above 0, such as target.{name}=2.8e+11")
+    return size
 
 
 def score(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], settings: Settings) -> None:
@@ -89,8 +108,13 @@ def score(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], se
     from analysis.forecast_files import load_all, save
 
     points = read_points(fit_request(tree, settings))
+    metric = points.rows[0].loss_name
     for frozen in load_all(settings.sweep_dir / "forecasts"):
-        save(forecasts.score(frozen, points), settings.sweep_dir / "forecasts")
+        if frozen.loss_name == metric:
+            save(forecasts.score(frozen, points), settings.sweep_dir / "forecasts")
+        else:
+            told = f"forecast {frozen.id} is of {frozen.loss_name} and these points hold {metric}; it is scored with metric="
+            console(stderr=True).print(told, markup=False)
     to_mlflow(tree, settings)
     show(compose, overrides, tree, settings)
 
@@ -99,14 +123,19 @@ def show(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], set
     """All forecasts of the sweep and how they did."""
     from analysis.forecast import calibration
     from analysis.forecast_files import load_all
-    from sweeps.screen import console, table
+    from sweeps.screen import table
 
     found = load_all(settings.sweep_dir / "forecasts")
     record = calibration(found)
     if settings.format == "json":
         print(
             json.dumps(
-                {"forecasts": [asdict(f) for f in found], "calibration": asdict(record)}, indent=2, sort_keys=True
+                {
+                    "forecasts": [asdict(f) | {"is_backtest": f.is_backtest} for f in found],
+                    "calibration": asdict(record),
+                },
+                indent=2,
+                sort_keys=True,
             )
         )
         return
@@ -116,20 +145,26 @@ def show(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], set
     console().print(
         f"calibration: {record.scored} scored ({inside}); still pending: {record.pending}; backtests: {record.backtests}"
     )
+    if any(f.is_backtest for f in found):
+        console().print(
+            "backtest: a run of the target was measured before, or is not known to have ended after the freeze "
+            "(runs in MLflow say so; a table does in the column finished_at)",
+            style="dim",
+        )
 
 
 def forecast_row(f: Any) -> list[str]:
     low, high = f.intervals["95"]
     outcome = f.outcome
     ended = ["-", "-"] if outcome is None else [f"{outcome.actual:.4f}", "yes" if outcome.inside["95"] else "NO"]
-    kind = f.created_at if f.before_run else f"{f.created_at} (backtest)"
+    kind = f"{f.created_at} (backtest)" if f.is_backtest else f.created_at
     name = f.target.rung or ", ".join(f"{k} {v:g}" for k in SIZES if (v := getattr(f.target, k)))
     return [name, f.law, f"{f.mean:.4f}", f"{low:.4f} to {high:.4f}", *ended, kind, f.id]
 
 
 def to_mlflow(tree: dict[str, Any], settings: Settings) -> None:
-    """The forecast files onto the sweep's MLflow run."""
-    if tree["points"] is None:
+    """The forecast files onto the MLflow run of the sweep; those about a table only where tracking.uri names a store."""
+    if tree["points"] is None or settings.tracking.uri is not None:
         tracker = Tracker(
             settings.tracking_uri, settings.name, settings.root / "mlartifacts", check_rungs(tree["rungs"])
         )
