@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 
 from analysis.estimate import Estimate
-from analysis.numbers import rung_name
 from analysis.result import FitResult
 from analysis.rows import Array
+from analysis.sizes import same_design
 from gopher.errors import UsageError
 
 PRIOR_SD_LOG = 3.0  # of internal parameters that are logarithms: a factor of 20
 PRIOR_SD = 1.0  # of exponents
 MOST_PICKS = 30
-SAME_DESIGN = 0.005  # relative: sizes closer than this are one rung
 INPUTS = ("params", "tokens", "unique_tokens", "flops")
 
 
@@ -68,6 +67,7 @@ class Advice:
 
     target: Mapping[str, float]
     law: str
+    unit: str  # of the costs
     ranking: tuple[Suggestion, ...]
     sequence: tuple[Suggestion, ...]
     notes: tuple[str, ...]
@@ -76,19 +76,25 @@ class Advice:
 def suggest(
     result: FitResult,
     target: Mapping[str, float],
-    options: Sequence[Option] | None = None,
+    options: Sequence[Option],
     *,
     picks: int | None = None,
     budget: float | None = None,
+    unit: str | None = None,
 ) -> Advice:
-    """Options ranked by drop of the target's variance per cost; default options are seeds and sizes around the runs done.
+    """Options (`analysis.options` makes some) ranked by drop of the target's variance per cost.
 
     `target` holds what the law reads (params, tokens, flops). `budget` is in the unit of the costs; with it the sequence
     goes on until nothing more fits (or `picks` runs), without it the sequence has three runs.
     """
     e = result.known_estimate()
     goal = gradient_at(e, target, "the target")
-    found = list(options if options is not None else default_options(result, target))
+    free = [o.name for o in options if o.cost is None]
+    if 0 < len(free) < len(options):
+        raise UsageError(
+            f"option {free[0]} has no cost and others have ({len(free)} of {len(options)} have none); give every option a cost or none"
+        )
+    found = list(options)
     if budget is not None:
         found = [o for o in found if o.price <= budget]
     if not found:
@@ -100,6 +106,7 @@ def suggest(
     return Advice(
         target=dict(target),
         law=result.law,
+        unit=unit or ("FLOPs" if free else "cost"),
         ranking=tuple(ranking),
         sequence=tuple(sequence(e, goal, found, state, picks or (3 if budget is None else MOST_PICKS), budget)),
         notes=notes(result, e),
@@ -155,12 +162,9 @@ def option_inputs(option: Option) -> dict[str, float | None]:
 
 def runs_there(e: Estimate, option: Option) -> int:
     """Runs already done at the option's design (equal in everything the law reads)."""
-    wanted = option_inputs(option)
-    same = np.ones(len(e.loss), bool)
-    for name in e.law.inputs:
-        value = wanted.get(name)
-        same &= False if value is None else np.abs(e.inputs[name] / value - 1) < SAME_DESIGN
-    return int(same.sum())
+    known = {name: e.inputs[name] for name in e.law.inputs}
+    wanted = {name: option_inputs(option).get(name) for name in e.law.inputs}
+    return 0 if None in wanted.values() else int(same_design(known, wanted).sum())
 
 
 def noise_of_next(e: Estimate, runs: int) -> float:
@@ -262,70 +266,3 @@ def notes(result: FitResult, e: Estimate) -> tuple[str, ...]:
             f"the ranking rests on {result.law}, the law that the data carry: {'; '.join(result.verdict.reasons)}"
         )
     return tuple(out)
-
-
-# ------------------------------------------------------------------------------------------------ options
-
-
-def default_options(result: FitResult, target: Mapping[str, float]) -> list[Option]:
-    """A further seed of every rung, new sizes between neighbours and one beyond, each also at half, twice and four times
-    the tokens where the law reads both; nothing above the target's own FLOPs."""
-    table = result.points.inputs(result.parameters.removeprefix("params_"))
-    e = result.known_estimate()
-    designs = rung_designs(result)
-    names = [rung_name(name) for name, _ in designs]
-    sizes = [d for _, d in designs]
-    between = [
-        (f"between {a} and {b}", middle(x, y)) for a, b, x, y in zip(names, names[1:], sizes, sizes[1:], strict=False)
-    ]
-    beyond = (
-        [(f"beyond {names[-1]}", {k: v * (v / sizes[-2].get(k, v)) for k, v in sizes[-1].items()})]
-        if len(sizes) > 1
-        else []
-    )
-    wanted = [(f"{name}, one more seed", size) for name, size in zip(names, sizes, strict=True)] + between + beyond
-    if "tokens" in e.law.inputs and "params" in e.law.inputs:
-        wanted += [
-            (f"{name}, {f:g}x tokens", longer(size, f))
-            for name, size in zip(names, sizes, strict=True)
-            for f in (0.5, 2.0, 4.0)
-        ]
-    cost_of = price_rule(table)
-    options = [Option(name=name, **fields(size, cost_of)) for name, size in wanted]
-    limit = fields({k: float(v) for k, v in target.items() if k in INPUTS}, cost_of).get("flops")
-    return [o for o in options if limit is None or o.flops is None or o.flops <= limit * (1 + SAME_DESIGN)]
-
-
-def rung_designs(result: FitResult) -> list[tuple[str, dict[str, float]]]:
-    """(rung, mean of what is known of its size), smallest first."""
-    table = result.points.inputs(result.parameters.removeprefix("params_"))
-    out = []
-    for name, rows in result.points.rungs(result.parameters.removeprefix("params_")).items():
-        known = {k: table[k][rows] for k in INPUTS if np.isfinite(table[k][rows]).all() and (table[k][rows] > 0).all()}
-        out.append((name, {k: float(np.exp(np.log(v).mean())) for k, v in known.items()}))
-    return out
-
-
-def middle(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    return {k: math.sqrt(a[k] * b[k]) for k in a if k in b}
-
-
-def longer(size: Mapping[str, float], factor: float) -> dict[str, float]:
-    scaled = ("tokens", "flops", "unique_tokens")
-    return {k: v * factor if k in scaled else v for k, v in size.items()}
-
-
-def price_rule(table: Mapping[str, Array]) -> float | None:
-    """FLOPs per parameter and token of the runs done (6 when unknown); None without tokens."""
-    if not np.isfinite(table["tokens"]).all():
-        return None
-    ratio = table["flops"] / (table["params"] * table["tokens"])
-    return float(np.exp(np.nanmean(np.log(ratio)))) if np.isfinite(ratio).any() else 6.0
-
-
-def fields(size: Mapping[str, float], rule: float | None) -> dict[str, float]:
-    """The sizes with FLOPs filled in from parameters and tokens where they are missing."""
-    out = dict(size)
-    if "flops" not in out and rule is not None and "params" in out and "tokens" in out:
-        out["flops"] = rule * out["params"] * out["tokens"]
-    return out

@@ -147,6 +147,7 @@ def point_of(run: Any, metric: str, experiment: str) -> Point:
         flops_convention=params.get("train.flops_convention"),
         loss_stderr=positive(metrics.get(f"{metric}_stderr")),
         learning_rate=positive(params.get("optim.lr")),
+        cost=positive(metrics.get("final/usd")),
         mlflow_run=run.info.run_id,
         config_hash=tags.get("config.hash"),
         data_hash=tags.get("data.sha256"),

@@ -30,6 +30,7 @@ class Point:
     flops_convention: str | None = None
     loss_stderr: float | None = None
     learning_rate: float | None = None
+    cost: float | None = None  # in any unit, the same for all points
     mlflow_run: str | None = None
     config_hash: str | None = None
     data_hash: str | None = None
@@ -117,7 +118,7 @@ class Points:
     @property
     def sha256(self) -> str:
         """Hash of what is fitted: every point's numbers and names, independent of row order and file format."""
-        skip = ("row", "mlflow_run", "checkpoint", "finished_at")
+        skip = ("row", "mlflow_run", "checkpoint", "finished_at", "cost")
         rows = sorted(
             json.dumps({k: v for k, v in asdict(p).items() if k not in skip}, sort_keys=True) for p in self.rows
         )

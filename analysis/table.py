@@ -1,7 +1,7 @@
 """A run table (frame, CSV, Parquet) as points: columns mapped, rows filtered, anything that cannot be right refused by name.
 
 Schema: run_id, rung, family, seed, step, params_total, params_non_embedding, tokens, unique_tokens, flops,
-flops_convention, loss, loss_name, metric_name, metric_value, metric_stderr, learning_rate, note, and provenance
+flops_convention, loss, loss_name, metric_name, metric_value, metric_stderr, learning_rate, cost, note, and provenance
 (mlflow_run, config_hash, data_hash, checkpoint, finished_at). Only `loss` is needed at first; each law says which others it reads.
 Counts are plain numbers. `key=value;` pairs in `note` can be used in `where` like columns.
 """
@@ -19,7 +19,17 @@ from analysis.rows import Excluded, Point, Points
 from analysis.selection import best_learning_rates
 from gopher.errors import UsageError, did_you_mean
 
-NUMBERS = ("seed", "step", "params_total", "params_non_embedding", "tokens", "unique_tokens", "flops", "learning_rate")
+NUMBERS = (
+    "seed",
+    "step",
+    "params_total",
+    "params_non_embedding",
+    "tokens",
+    "unique_tokens",
+    "flops",
+    "learning_rate",
+    "cost",
+)
 TEXTS = ("flops_convention", "mlflow_run", "config_hash", "data_hash", "checkpoint", "finished_at")
 NAMES = (
     "run_id",
@@ -214,7 +224,7 @@ def fault_of(row: Mapping[Any, Any], metric: str) -> tuple[str, float, str] | No
         return metric, value, "is not finite"
     if metric == "loss" and value <= 0:
         return metric, value, "is not above 0, which no loss in nats or bits can be"
-    for name in POSITIVE:
+    for name in (*POSITIVE, "cost"):
         amount = row.get(name, math.nan)
         if not math.isnan(amount) and not (0 < amount < math.inf):
             return name, amount, "is not a positive finite number"

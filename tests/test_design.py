@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from pictures import joint_fit, ladder_fit, ladder_points
 
-from analysis.design import Option, covariance, default_options, gradient_at, suggest
+from analysis.design import Option, covariance, gradient_at, suggest
 from analysis.fit import FitSettings, fit
+from analysis.options import default_options, options_from_file, price
 from analysis.rows import Point, Points
+from analysis.table import points_from_frame
 from gopher.errors import UsageError
 
 TARGET = {"params": 1e7}
@@ -86,7 +89,7 @@ def test_a_seed_is_worth_little_where_rungs_scatter_more_than_seeds():
     )
     result = fit(Points(rows=rows), FitSettings(law="power_law", bootstrap=0, sensitivity=False, holdout=0))
     assert result.noise is not None and result.noise.per == "rung"
-    drops = {s.option.name: s.drop for s in suggest(result, TARGET).ranking}
+    drops = {s.option.name: s.drop for s in suggest(result, TARGET, default_options(result, TARGET)).ranking}
     assert drops["1.3M, one more seed"] < 0.05 * drops["beyond 1.3M"]
 
 
@@ -148,3 +151,42 @@ def test_bad_options_are_refused():
         suggest(line_fit(line_points()), TARGET, [Option(name="x", params=1e6)])
     with pytest.raises(UsageError, match="within a budget"):
         suggest(line_fit(line_points()), TARGET, [Option(name="x", params=1e6, cost=2.0)], budget=1.0)
+    with pytest.raises(UsageError, match="option dear has no cost and others have"):
+        suggest(
+            line_fit(line_points()), TARGET, [Option(name="x", params=1e6, cost=2.0), Option(name="dear", params=1e6)]
+        )
+
+
+def options_table(folder, **columns):
+    frame = pd.DataFrame({"run_id": ["small", "large"], "n": [2e6, 8e6], "tokens": [1e9, 1e9]}).assign(**columns)
+    frame.to_csv(folder / "options.csv", index=False)
+    return options_from_file(folder / "options.csv", line_fit(line_points()), {"params_total": "n", "loss": "val_loss"})
+
+
+def test_options_of_a_file_are_priced_by_its_cost_column_alone(tmp_path):
+    """The large run costs the same as the small one by the column, so it comes first; by its FLOPs it would not."""
+    ranking = suggest(line_fit(line_points()), TARGET, options_table(tmp_path, cost=[5.0, 5.0])).ranking
+    assert [(s.option.name, s.cost) for s in ranking] == [("large", 5.0), ("small", 5.0)]
+    free = suggest(line_fit(line_points()), TARGET, options_table(tmp_path, flops=[1e12, 1e18]))
+    assert free.ranking[0].option.name == "small" and free.unit == "FLOPs"
+    for column in ("cost", "n", "tokens"):
+        with pytest.raises(UsageError, match="option large has .* = -1, which is not a positive finite number"):
+            options_table(tmp_path, **{column: [1e6, -1.0]})
+
+
+def test_the_runs_done_price_the_next_ones():
+    """Twice the FLOPs at three times the cost below, in proportion beyond the largest."""
+    done = [(1e15, 1.0), (1e15, 3.0), (2e15, 6.0)]
+    assert [price(c, done) for c in (1e15, 2**0.5 * 1e15, 4e15)] == pytest.approx([2.0, 12**0.5, 12.0])
+    points = Points(rows=tuple(replace(p, cost=3 * p.params_total) for p in line_points()))
+    options = default_options(line_fit(points), TARGET)
+    assert [o.cost for o in options] == pytest.approx([3 * o.flops for o in options])
+
+
+def test_scattered_designs_are_named_with_their_tokens_and_no_sizes_between_are_made_up():
+    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 4), np.geomspace(1e9, 1e11, 4)))
+    frame = pd.DataFrame({"params_total": n, "tokens": d, "loss": 1.7 + 400 * n**-0.34 + 410 * d**-0.28})
+    result = fit(points_from_frame(frame), FitSettings(law="chinchilla", bootstrap=0, sensitivity=False, holdout=0))
+    names = {o.name for o in default_options(result, {"params": 1e11, "tokens": 1e12})}
+    assert "10M at 100B tokens, one more seed" in names and "10M at 1.0B tokens, 2x tokens" in names
+    assert not any("between" in name or "beyond" in name for name in names)

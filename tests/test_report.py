@@ -15,6 +15,7 @@ from analysis.design import suggest
 from analysis.findings import findings, headline
 from analysis.fit import FitSettings, dumps, fit, to_json
 from analysis.fit_figures import holdouts
+from analysis.options import default_options
 from analysis.points import points_from_file
 from analysis.report import report_html, write_report
 from analysis.rows import Points
@@ -25,7 +26,7 @@ QUICK = FitSettings(law="power_law", bootstrap=0, sensitivity=False)
 @pytest.fixture(scope="module")
 def text():
     result = ladder_fit()
-    advice = suggest(result, {"params": 5e6})
+    advice = suggest(result, {"params": 5e6}, default_options(result, {"params": 5e6}))
     given = {"git commit": "c0ffee (clean)", "tokenizer hash": "9f" * 32}
     return report_html("demo", result, result.points, all_figures(), advice, given, ["gopher report sweep=demo"])
 
