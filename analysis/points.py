@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.rows import Array, Excluded, Point, Points
-from analysis.selection import RunFacts, keep_sound_runs
+from analysis.selection import RunFacts, keep_sound_runs, untuned
 from analysis.table import in_order, points_from_file, points_from_frame, select_points
 from gopher.errors import SetupError, UsageError, did_you_mean
 
@@ -41,7 +41,7 @@ def points_from_mlflow(tracking_uri: str, experiment: str, metric: str = "final/
         rows=in_order(points),
         excluded=(*excluded, *filtered),
         source=experiment,
-        notes=notes,
+        notes=(*notes, *untuned(points)),
         source_rows=pd.DataFrame([vars(p) for p, _ in candidates]),
     )
 
@@ -147,6 +147,7 @@ def point_of(run: Any, metric: str, experiment: str) -> Point:
         flops_convention=params.get("train.flops_convention"),
         loss_stderr=positive(metrics.get(f"{metric}_stderr")),
         learning_rate=positive(params.get("optim.lr")),
+        batch_tokens=positive(params.get("train.batch_tokens")),
         cost=positive(metrics.get("final/usd")),
         mlflow_run=run.info.run_id,
         config_hash=tags.get("config.hash"),

@@ -30,6 +30,7 @@ class Point:
     flops_convention: str | None = None
     loss_stderr: float | None = None
     learning_rate: float | None = None
+    batch_tokens: float | None = None  # or sequences: any unit that is the same for all points
     cost: float | None = None  # in any unit, the same for all points
     mlflow_run: str | None = None
     config_hash: str | None = None

@@ -9,7 +9,9 @@ import numpy as np
 
 from analysis.rows import Excluded, Point
 
-EDGE_GRID = 3  # learning rates from which a best one at the edge shows that the grid missed the optimum
+KNOBS = {"learning_rate": "learning rate", "batch_tokens": "batch"}
+EDGE_GRID = 3  # values from which a best one at the edge shows that the grid missed the optimum
+SEARCH_RUNS, SEARCH_SD = 5, 0.01  # runs of one design, and their scatter of ln loss, that no seeds explain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +91,10 @@ def one_evaluation(runs: list[tuple[Point, RunFacts]]) -> tuple[list[tuple[Point
 
 
 def best_learning_rates(points: tuple[Point, ...]) -> tuple[tuple[Point, ...], tuple[Excluded, ...], tuple[str, ...]]:
-    """(kept, left out, notes): per rung and budget the learning rate with the lowest mean loss over seeds.
+    """(kept, left out, notes): per rung and budget the learning rate, and batch where it varies, with the lowest mean loss over seeds.
 
-    A rung whose best rate lies at the edge of a grid of three or more is left out: its optimum was not bracketed and its
-    loss says more about the grid than about its size. With two rates it is kept and noted.
+    A rung whose best rate or batch lies at the edge of a grid of three or more is left out: its optimum was not bracketed
+    and its loss says more about the grid than about its size. With two values it is kept and noted.
     """
     groups: dict[tuple[object, ...], list[Point]] = defaultdict(list)
     for p in points:
@@ -101,23 +103,72 @@ def best_learning_rates(points: tuple[Point, ...]) -> tuple[tuple[Point, ...], t
     out: list[Excluded] = []
     notes: list[str] = []
     for members in groups.values():
-        rates = sorted({p.learning_rate for p in members if p.learning_rate is not None})
-        if len(rates) < 2 or any(p.learning_rate is None for p in members):
+        tuned = [
+            n
+            for n in KNOBS
+            if len({getattr(p, n) for p in members}) > 1 and None not in {getattr(p, n) for p in members}
+        ]
+        if not tuned:
             kept += members
             continue
-        means = {rate: float(np.mean([p.loss for p in members if p.learning_rate == rate])) for rate in rates}
-        best = min(rates, key=lambda rate: means[rate])
-        edge = best in (rates[0], rates[-1])
-        side = "smallest" if best == rates[0] else "largest"
-        if edge and len(rates) >= EDGE_GRID:
-            told = f"best learning rate {best:g} is the {side} of its grid ({', '.join(f'{r:g}' for r in rates)}); widen the grid"
-            out += [left_out(p, told) for p in members]
+        best = best_setting(members, tuned)
+        edges = [edge for name in tuned if (edge := edge_of(members, best, name)) is not None]
+        if missed := [edge for edge in edges if edge.tried >= EDGE_GRID]:
+            out += [left_out(p, f"best {missed[0].told}; widen the grid") for p in members]
             continue
-        kept += [p for p in members if p.learning_rate == best]
-        reason = f"learning rate {{}} is not the best of its rung ({best:g}, mean loss {means[best]:.4f})"
-        out += [left_out(p, reason.format(f"{p.learning_rate:g}")) for p in members if p.learning_rate != best]
-        if edge:
-            notes.append(
-                f"rung {members[0].rung}: the best learning rate {best:g} is the {side} of its grid, so the true best may lie outside"
-            )
+        is_best = [all(getattr(p, n) == v for n, v in best.items()) for p in members]
+        chosen = [p for p, ok in zip(members, is_best, strict=True) if ok]
+        mean = float(np.mean([p.loss for p in chosen]))
+        kept += chosen
+        out += [left_out(p, not_best(p, best, mean)) for p, ok in zip(members, is_best, strict=True) if not ok]
+        notes += [f"rung {members[0].rung}: the best {e.told}, so the true best may lie outside" for e in edges]
     return tuple(kept), tuple(out), tuple(notes)
+
+
+def best_setting(members: list[Point], tuned: list[str]) -> dict[str, float]:
+    losses: dict[tuple[float, ...], list[float]] = defaultdict(list)
+    for p in members:
+        losses[tuple(getattr(p, n) for n in tuned)].append(p.loss)
+    best = min(sorted(losses), key=lambda setting: float(np.mean(losses[setting])))
+    return dict(zip(tuned, best, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """A best value at the end of those tried beside it."""
+
+    tried: int
+    told: str
+
+
+def edge_of(members: list[Point], best: dict[str, float], name: str) -> Edge | None:
+    """Whether the best value of one knob is the smallest or largest that was tried, the others at their best."""
+    beside = [p for p in members if all(getattr(p, n) == v for n, v in best.items() if n != name)]
+    grid = sorted({getattr(p, name) for p in beside})
+    if len(grid) < 2 or best[name] not in (grid[0], grid[-1]):
+        return None
+    side = "smallest" if best[name] == grid[0] else "largest"
+    told = f"{KNOBS[name]} {best[name]:g} is the {side} of its grid ({', '.join(f'{v:g}' for v in grid)})"
+    return Edge(tried=len(grid), told=told)
+
+
+def not_best(p: Point, best: dict[str, float], mean: float) -> str:
+    name = next(n for n, v in best.items() if getattr(p, n) != v)
+    return f"{KNOBS[name]} {getattr(p, name):g} is not the best of its rung ({best[name]:g}, mean loss {mean:.4f})"
+
+
+def untuned(points: tuple[Point, ...]) -> tuple[str, ...]:
+    """A warning where many runs of one design scatter by more than seeds do: a search over settings, averaged as if it were seeds."""
+    groups: dict[tuple[object, ...], list[float]] = defaultdict(list)
+    for p in points:
+        design = (p.family, p.params_total, p.params_non_embedding, p.tokens, p.unique_tokens, p.flops, p.step)
+        groups[design].append(p.loss)
+    wide = [v for v in groups.values() if len(v) >= SEARCH_RUNS and min(v) > 0 and float(np.std(np.log(v))) > SEARCH_SD]
+    if not wide:
+        return ()
+    spread = max(max(v) / min(v) for v in wide)
+    return (
+        f"{len(wide)} design(s) have up to {max(map(len, wide))} runs each whose losses differ by up to {100 * (spread - 1):.0f} %, "
+        "more than seeds do: if they are a search over settings, map columns.learning_rate and columns.batch_tokens so that "
+        "the best of each design counts, or keep the best runs with where=",
+    )

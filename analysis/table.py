@@ -1,7 +1,7 @@
 """A run table (frame, CSV, Parquet) as points: columns mapped, rows filtered, anything that cannot be right refused by name.
 
 Schema: run_id, rung, family, seed, step, params_total, params_non_embedding, tokens, unique_tokens, flops,
-flops_convention, loss, loss_name, metric_name, metric_value, metric_stderr, learning_rate, cost, note, and provenance
+flops_convention, loss, loss_name, metric_name, metric_value, metric_stderr, learning_rate, batch_tokens, cost, note, and provenance
 (mlflow_run, config_hash, data_hash, checkpoint, finished_at). Only `loss` is needed at first; each law says which others it reads.
 Counts are plain numbers. `key=value;` pairs in `note` can be used in `where` like columns.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.rows import Excluded, Point, Points
-from analysis.selection import best_learning_rates
+from analysis.selection import best_learning_rates, untuned
 from gopher.errors import UsageError, did_you_mean
 
 NUMBERS = (
@@ -28,6 +28,7 @@ NUMBERS = (
     "unique_tokens",
     "flops",
     "learning_rate",
+    "batch_tokens",
     "cost",
 )
 TEXTS = ("flops_convention", "mlflow_run", "config_hash", "data_hash", "checkpoint", "finished_at")
@@ -45,6 +46,8 @@ NAMES = (
 )
 COLUMNS = NAMES + NUMBERS + TEXTS
 MAX_POINTS = 100_000
+MAX_LOSS = 100.0  # nats or bits: a uniform guess among 2^32 tokens has 22
+MAX_TOKENS_PER_PARAMETER = 1_000_000  # published studies reach 64,000
 POSITIVE = ("params_total", "params_non_embedding", "tokens", "unique_tokens", "flops")
 
 
@@ -89,7 +92,7 @@ def points_from_frame(
     if bad_rows not in ("refuse", "exclude"):
         raise UsageError(f"bad_rows is '{bad_rows}'; use refuse or exclude")
     whole = rename(frame.reset_index(drop=True), columns or {}, source)
-    table = select_rows(whole, where, source)
+    table = picked = select_rows(whole, where, source)
     if len(table) > MAX_POINTS:
         raise UsageError(
             f"{source} gives {len(table):,} rows and a law is fitted to at most {MAX_POINTS:,}; "
@@ -106,7 +109,13 @@ def points_from_frame(
         raise UsageError(
             f"{source} leaves {len(points)} point(s) after filtering{why}; a law needs at least 2, so widen where= or add runs"
         )
+    notes = (*filtered(where, len(whole) - len(picked)), *notes, *untuned(points))
     return Points(rows=in_order(points), excluded=left_out, source=source, notes=notes, source_rows=whole)
+
+
+def filtered(where: str, rows: int) -> tuple[str, ...]:
+    """How many rows a filter left out; their names would be as many."""
+    return (f'where="{where}" leaves out {rows:,} row(s)',) if rows else ()
 
 
 def in_order(points: tuple[Point, ...]) -> tuple[Point, ...]:
@@ -123,7 +132,9 @@ def in_order(points: tuple[Point, ...]) -> tuple[Point, ...]:
 
 
 def rename(frame: pd.DataFrame, columns: Mapping[str, str], source: str) -> pd.DataFrame:
-    """The frame with mapped columns under our names; the `note` pairs of all rows as further columns."""
+    """The frame with mapped columns under our names; `note` pairs can be mapped like columns."""
+    if not set(columns.values()) <= set(frame.columns):
+        frame = with_notes(frame)
     for ours, theirs in columns.items():
         if ours not in COLUMNS:
             raise UsageError(
@@ -222,9 +233,12 @@ def fault_of(row: Mapping[Any, Any], metric: str) -> tuple[str, float, str] | No
         return metric, value, "is missing"
     if math.isinf(value):
         return metric, value, "is not finite"
-    if metric == "loss" and value <= 0:
-        return metric, value, "is not above 0, which no loss in nats or bits can be"
-    for name in (*POSITIVE, "cost"):
+    if value <= 0:
+        why = "which no loss in nats or bits can be" if metric == "loss" else "and laws are fitted to the logarithm"
+        return metric, value, f"is not above 0, {why}"
+    if metric == "loss" and value > MAX_LOSS:
+        return metric, value, f"is above {MAX_LOSS:g}, more than any loss per token or byte (a perplexity, or a sum?)"
+    for name in (*POSITIVE, "batch_tokens", "cost"):
         amount = row.get(name, math.nan)
         if not math.isnan(amount) and not (0 < amount < math.inf):
             return name, amount, "is not a positive finite number"
@@ -234,6 +248,12 @@ def fault_of(row: Mapping[Any, Any], metric: str) -> tuple[str, float, str] | No
                 "tokens",
                 row["tokens"],
                 f"is below {name} ({row[name]:g}) / 1000, so one of the two is in another unit",
+            )
+        if row.get("tokens", math.nan) > MAX_TOKENS_PER_PARAMETER * row.get(name, math.nan):
+            return (
+                name,
+                row[name],
+                f"is below tokens ({row['tokens']:g}) / {MAX_TOKENS_PER_PARAMETER:,}, so one of the two is in another unit",
             )
     return None
 
@@ -272,7 +292,13 @@ def one_loss(table: pd.DataFrame, source: str) -> None:
     """Refuse to mix units or evaluations: every row must have the same `loss_name`."""
     if "loss_name" not in table.columns:
         return
-    names = sorted(map(str, table["loss_name"].dropna().unique()))
+    named = table["loss_name"].notna() & (table["loss_name"] != "")
+    names = sorted(map(str, table["loss_name"][named].unique()))
+    if names and not named.all():
+        raise UsageError(
+            f"{source} {label_of(table[~named].iloc[0])} has no loss_name and others have '{names[0]}' "
+            f"({int((~named).sum())} of {len(table)} rows have none), so units may be mixed; name it in every row or filter with where="
+        )
     if len(names) > 1:
         units = {"bits per byte" if re.search("bpb|bits", n) else "nats" for n in names}
         what = "different units" if len(units) > 1 else "different evaluations"
@@ -283,7 +309,11 @@ def one_loss(table: pd.DataFrame, source: str) -> None:
 
 def drop_duplicates(table: pd.DataFrame, bad_rows: str, source: str) -> tuple[pd.DataFrame, tuple[Excluded, ...]]:
     """One row per run and step. Further metric rows of a run are folded silently; two rows for one measurement are not."""
-    key = [c for c in ("run_id", "family", "rung", "seed", "step", *POSITIVE, "learning_rate") if c in table.columns]
+    key = [
+        c
+        for c in ("run_id", "family", "rung", "seed", "step", *POSITIVE, "learning_rate", "batch_tokens")
+        if c in table.columns
+    ]
     long = [c for c in ("metric_name",) if c in table.columns and table[c].notna().any()]
     folded = table.drop_duplicates([*key, "value"]) if long else table
     named = "run_id" in table.columns and table["run_id"].notna().all()
@@ -328,7 +358,8 @@ def with_flops(table: pd.DataFrame) -> pd.DataFrame:
     N is non-embedding where known (Kaplan et al. 2020, section 2.1); attention's own FLOPs are left out.
     """
     size = size_column(table)
-    if "flops" in table.columns or "tokens" not in table.columns or size is None:
+    given = "flops" in table.columns and table["flops"].notna().any()
+    if given or "tokens" not in table.columns or size is None:
         return table
     return table.assign(flops=6 * table[size] * table["tokens"], flops_convention=f"6 {size} tokens, derived")
 

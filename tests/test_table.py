@@ -47,6 +47,15 @@ def broken(column, row, value):
             ladder(tokens=0.2),
             r"tokens = 0.2, which is below params_total \(1e\+07\) / 1000, so one of the two is in another unit",
         ),
+        (
+            ladder(params_total=ladder()["params_total"] / 1e9),
+            r"params_total = 0.01, which is below tokens \(2e\+08\) / 1,000,000, so one of the two is in another unit",
+        ),
+        (broken("loss", 3, 2071.0), r"loss = 2071, which is above 100, more than any loss per token"),
+        (
+            ladder(loss_name=["val_bpb", None, ""] * 2),
+            r"row 2 \(r1\) has no loss_name and others have 'val_bpb' \(4 of 6 rows have none\), so units may be mixed",
+        ),
         (ladder(loss_name=["val_nats", "val_bpb"] * 3), "mixes loss_name val_bpb, val_nats, which are different units"),
         (ladder(loss_name=["val_nats", "train_nats"] * 3), "which are different evaluations"),
         (pd.concat([ladder(), ladder()]), r"row 7 \(r0\) repeats an earlier one \(6 duplicate row"),
@@ -138,6 +147,55 @@ def test_metrics_are_picked_from_a_long_table():
         points_from_frame(long, metric="acc:aa")
 
 
+def test_a_metric_that_has_no_logarithm_is_refused():
+    frame = ladder(metric_name="acc", metric_value=[0.0, 0.2, 0.3, 0.4, 0.5, -1.0])
+    with pytest.raises(
+        UsageError, match=r"acc = 0, which is not above 0, and laws are fitted to the logarithm \(2 such"
+    ):
+        points_from_frame(frame, metric="acc")
+    assert len(points_from_frame(frame, metric="acc", bad_rows="exclude")) == 4
+
+
+def test_a_filter_says_how_many_rows_it_left_out():
+    assert points_from_frame(ladder(), where="params_total > 3e7").notes == (
+        'where="params_total > 3e7" leaves out 2 row(s)',
+    )
+    assert points_from_frame(ladder(), where="params_total > 3").notes == ()
+
+
+def search(**columns):
+    """Six sizes at four learning rates and three batch sizes, best at 2e-3 and 64, named in notes."""
+    rows = [
+        (lr, batch, ladder()["loss"] * (1 + 0.1 * (math.log2(lr / 2e-3) ** 2 + math.log2(batch / 64) ** 2)))
+        for lr in (1e-3, 2e-3, 4e-3, 8e-3)
+        for batch in (32, 64, 128)
+    ]
+    parts = [ladder(loss=v, note=f"lr={lr};bs={b}", run_id=[f"{lr}-{b}-{i}" for i in range(6)]) for lr, b, v in rows]
+    return pd.concat(parts).assign(**columns)
+
+
+def test_a_search_over_settings_is_noticed_and_can_be_resolved_from_the_notes():
+    (note,) = points_from_frame(search()).notes
+    assert note.startswith("6 design(s) have up to 12 runs each whose losses differ by up to 50 %")
+    points = points_from_frame(search(), columns={"learning_rate": "lr", "batch_tokens": "bs"})
+    assert {(p.learning_rate, p.batch_tokens) for p in points} == {(2e-3, 64.0)}
+    assert len(points) == 6 and len(points.excluded) == 66 and points.notes == ()
+    reasons = {e.reason.partition(" is not")[0] for e in points.excluded}
+    assert {"learning rate 0.001", "batch 32", "batch 128"} <= reasons
+    with pytest.raises(UsageError, match="columns.learning_rate is 'rate', which is not in frame"):
+        points_from_frame(search(), columns={"learning_rate": "rate"})
+    narrow = search()[lambda t: t["note"].str.contains("bs=64|bs=128|bs=32") & ~t["note"].str.contains("lr=0.001")]
+    with pytest.raises(UsageError, match="best learning rate 0.002 is the smallest of its grid"):
+        points_from_frame(narrow, columns={"learning_rate": "lr", "batch_tokens": "bs"})
+
+
+def test_seeds_are_no_search():
+    parts = [
+        ladder(seed=s, loss=ladder()["loss"] * (1 + 0.002 * s), run_id=[f"{s}-{i}" for i in range(6)]) for s in range(6)
+    ]
+    assert points_from_frame(pd.concat(parts)).notes == ()
+
+
 def test_the_best_learning_rate_stands_for_its_rung():
     parts = [
         ladder(learning_rate=lr, loss=ladder()["loss"] + (lr - best) ** 2 * 1e4, run_id=[f"{lr}-{i}" for i in range(6)])
@@ -163,5 +221,7 @@ def test_flops_are_derived_by_a_named_convention_only_where_none_are_given():
     derived = points_from_frame(frame).rows
     assert [p.flops for p in derived] == [1.2e18, 4.8e18]
     assert {p.flops_convention for p in derived} == {"6 params_total tokens, derived"}
+    empty = points_from_frame(frame.assign(flops=[None, math.nan])).rows
+    assert [p.flops for p in empty] == [1.2e18, 4.8e18]
     given = points_from_frame(frame.assign(flops=[1e18, 5e18])).rows
     assert [(p.flops, p.flops_convention) for p in given] == [(1e18, None), (5e18, None)]
