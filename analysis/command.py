@@ -95,7 +95,7 @@ def setting(key: str, value: Any) -> Any:
             return {str(k): float(v) for k, v in dict(value or {}).items()}
         if key == "targets":
             return tuple({str(k): float(v) for k, v in dict(t).items()} for t in value or ())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kinds = {
             "pinned": "a mapping such as {E: 1.69}",
             "targets": "a list such as [{params: 2.8e+11, tokens: 3.0e+11}]",
@@ -164,7 +164,7 @@ def print_result(result: FitResult, console: Console | None = None) -> None:
         )
         if len(result.excluded) > 40:
             out.print(f"... and {len(result.excluded) - 40} more; format=json lists all")
-    for note in result.points.notes:
+    for note in result.points.remarks:
         out.print(f"note: {note}", highlight=False)
 
 

@@ -94,6 +94,10 @@ def check(points: Points, law: str, s: FitSettings) -> None:
         raise UsageError(
             f"{points.source or 'the table'} has {len(points)} point(s); a law needs at least 2, so add runs"
         )
+    if bad := next((p for p in points if not (np.isfinite(p.loss) and p.loss > 0)), None):
+        raise UsageError(
+            f"run {bad.run_id} has {bad.loss_name} = {bad.loss:g} and laws are fitted to the logarithm; leave such runs out with where="
+        )
 
 
 # ------------------------------------------------------------------------------------------ one law

@@ -42,6 +42,20 @@ class FitSettings:
     fallback: bool = True  # report the law that the data can carry when the one asked for is not identified
     sensitivity: bool = True  # the table of other deltas, outlier rules, laws and parameter conventions
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; give a whole number from 0 up, it starts the resampling")
+        if self.holdout is not None and self.holdout < 0:
+            raise UsageError(f"holdout is {self.holdout}; give how many of the largest rungs are held out, 0 for none")
+        if odd := [name for name, value in self.pinned.items() if not math.isfinite(value)]:
+            raise UsageError(f"pinned.{odd[0]} is {self.pinned[odd[0]]}; pin it to a number such as pinned.E=1.69")
+        for target in self.targets:
+            for name, value in target.items():
+                if not (math.isfinite(value) and value > 0):
+                    raise UsageError(
+                        f"targets has {name} = {value:g}, which no run can have; give sizes above 0, such as {{params: 2.8e+11, tokens: 3.0e+11}}"
+                    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -140,7 +154,7 @@ def to_json(result: FitResult) -> dict[str, Any]:
     """The one JSON object of `gopher fit format=json`; `dumps` writes it."""
     out = body(result)
     out["excluded"] = [asdict(e) for e in result.excluded]
-    out["notes"] = list(result.points.notes)
+    out["notes"] = list(result.points.remarks)
     out["points"] = records(result)
     out["also"] = [body(other) for other in result.also]
     out["settings"] = asdict(result.settings)

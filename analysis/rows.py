@@ -58,8 +58,14 @@ class Points:
     excluded: tuple[Excluded, ...] = ()
     source: str = ""  # file name or experiment; never a path or host
     notes: tuple[str, ...] = ()  # things a reader should know, such as the best learning rate at the edge of its grid
+    filtered: str = ""  # how many rows where= left out, in words; their names would be as many
     source_rows: Any = field(default=None, repr=False, compare=False)  # frame of all rows, before where= and any rule
     _columns: dict[str, Array] = field(init=False, default_factory=dict, repr=False, compare=False)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, after what the filter left out."""
+        return ((self.filtered,) if self.filtered else ()) + self.notes
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -109,13 +109,15 @@ def points_from_frame(
         raise UsageError(
             f"{source} leaves {len(points)} point(s) after filtering{why}; a law needs at least 2, so widen where= or add runs"
         )
-    notes = (*filtered(where, len(whole) - len(picked)), *notes, *untuned(points))
-    return Points(rows=in_order(points), excluded=left_out, source=source, notes=notes, source_rows=whole)
-
-
-def filtered(where: str, rows: int) -> tuple[str, ...]:
-    """How many rows a filter left out; their names would be as many."""
-    return (f'where="{where}" leaves out {rows:,} row(s)',) if rows else ()
+    gone = len(whole) - len(picked)
+    return Points(
+        rows=in_order(points),
+        excluded=left_out,
+        source=source,
+        notes=(*notes, *untuned(points)),
+        filtered=f'where="{where}" leaves out {gone:,} of {len(whole):,} rows' if gone else "",
+        source_rows=whole,
+    )
 
 
 def in_order(points: tuple[Point, ...]) -> tuple[Point, ...]:

@@ -1,6 +1,8 @@
 """Proves the shape and the bytes of a result: Python and command give the same JSON, choices are made on hold-outs and said."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from scaling import ladder, study
 from analysis.command import print_result, request_from, run_fit
 from analysis.fit import FitSettings, dumps, fit, to_json
 from analysis.points import points_from_file
+from analysis.rows import Points
 from gopher.errors import UsageError
 
 KEYS = (
@@ -115,7 +118,6 @@ def test_auto_takes_both_axes_when_both_vary(csv):
 
 
 def test_one_floor_for_two_families():
-    from analysis.rows import Points
 
     rng = np.random.default_rng(4)
     dense, sparse = ladder(rng, noise=0.0005), ladder(rng, noise=0.0005, a=25.0, alpha=0.22)
@@ -137,6 +139,13 @@ def test_one_floor_for_two_families():
         ({"low": "auto"}, "'low' is no setting of fit; did you mean 'law'"),
         ({"bootstrap": "many"}, "bootstrap is 'many'; give a number"),
         ({"bootstrap": -1}, "bootstrap is -1; give the number of resamples"),
+        ({"seed": -1}, "seed is -1; give a whole number from 0 up"),
+        ({"holdout": -2}, "holdout is -2; give how many of the largest rungs are held out"),
+        ({"holdout": math.inf}, "holdout is inf; give a number"),
+        ({"targets": [{"params": 0, "tokens": 1e9}]}, "targets has params = 0, which no run can have"),
+        ({"targets": [{"flops": -5}]}, "targets has flops = -5, which no run can have"),
+        ({"targets": [{"flops": math.nan}]}, "targets has flops = nan, which no run can have"),
+        ({"law": "chinchilla", "pinned": {"alpha": math.nan}}, "pinned.alpha is nan; pin it to a number"),
         ({"delta": 0}, "delta is 0.0; give a positive Huber width"),
         ({"parameters": "all"}, "parameters is 'all'; use auto, non_embedding or total"),
         ({"law": "chinchilla", "pinned": {"EE": 1.7}}, "pinned.EE is no parameter of chinchilla; did you mean 'E'"),
@@ -153,6 +162,13 @@ def test_settings_that_mean_nothing_are_refused(csv, values, message):
         run_fit(request_from({"points": str(csv), "bootstrap": 0, "holdout": 0, "sensitivity": False} | values))
     with pytest.raises(UsageError, match="neither points nor a sweep"):
         run_fit(request_from({}))
+
+
+def test_points_without_a_logarithm_are_refused():
+    found = enumerate(ladder(np.random.default_rng(0)))
+    rows = tuple(replace(p, run_id=f"r{i}", loss=0.0 if i == 3 else p.loss) for i, p in found)
+    with pytest.raises(UsageError, match="run r3 has loss = 0 and laws are fitted to the logarithm"):
+        fit(Points(rows=rows))
 
 
 def test_table_for_a_terminal(csv):

@@ -157,10 +157,9 @@ def test_a_metric_that_has_no_logarithm_is_refused():
 
 
 def test_a_filter_says_how_many_rows_it_left_out():
-    assert points_from_frame(ladder(), where="params_total > 3e7").notes == (
-        'where="params_total > 3e7" leaves out 2 row(s)',
-    )
-    assert points_from_frame(ladder(), where="params_total > 3").notes == ()
+    few = points_from_frame(ladder(), where="params_total > 3e7")
+    assert few.remarks == ('where="params_total > 3e7" leaves out 2 of 6 rows',) and few.notes == ()
+    assert points_from_frame(ladder(), where="params_total > 3").remarks == ()
 
 
 def search(**columns):
