@@ -3,7 +3,8 @@
 Schema: run_id, rung, family, seed, step, params_total, params_non_embedding, tokens, unique_tokens, flops,
 flops_convention, loss, loss_name, metric_name, metric_value, metric_stderr, learning_rate, batch_tokens, cost, note, and provenance
 (mlflow_run, config_hash, data_hash, checkpoint, finished_at). Only `loss` is needed at first; each law says which others it reads.
-Counts are plain numbers. `key=value;` pairs in `note` can be used in `where` like columns.
+`state` (only finished rows count) and `eval_version`
+(the most common one counts) are read where they are there. Counts are plain numbers. `key=value;` pairs in `note` can be used in `where` like columns.
 """
 
 import math
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.rows import Excluded, Point, Points
-from analysis.selection import best_learning_rates, untuned
+from analysis.selection import RunFacts, best_learning_rates, one_evaluation, untuned
 from gopher.errors import UsageError, did_you_mean
 
 NUMBERS = (
@@ -43,6 +44,8 @@ NAMES = (
     "metric_stderr",
     "note",
     "split",
+    "state",
+    "eval_version",
 )
 COLUMNS = NAMES + NUMBERS + TEXTS
 MAX_POINTS = 100_000
@@ -99,11 +102,13 @@ def points_from_frame(
             "keep one row per finished run with where= (for example the last step of each run)"
         )
     table = numeric(pick_metric(table, metric, source), source)
+    table, unfinished = finished_rows(table)
     table, excluded = screen(table, metric, bad_rows, source)
     one_loss(table, source)
     table, repeated = drop_duplicates(table, bad_rows, source)
-    points, tuned, notes = best_learning_rates(to_points(with_flops(table), source))
-    left_out = (*excluded, *repeated, *tuned)
+    measured, mixed = of_one_evaluation(table, to_points(with_flops(table), source))
+    points, tuned, notes = best_learning_rates(measured)
+    left_out = (*unfinished, *excluded, *repeated, *mixed, *tuned)
     if len(points) < 2:
         why = f" (left out: {left_out[0].run_id}, {left_out[0].reason})" if left_out else ""
         raise UsageError(
@@ -226,6 +231,28 @@ def numeric(table: pd.DataFrame, source: str) -> pd.DataFrame:
 
 
 # ------------------------------------------------------------------------------------------- screening
+
+
+def finished_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Excluded, ...]]:
+    """Rows whose `state` is finished, or not told; the others by name, whatever their loss."""
+    if "state" not in table.columns:
+        return table, ()
+    state = table["state"].map(lambda v: (text(v) or "finished").lower())
+    gone = table[state != "finished"]
+    out = tuple(
+        Excluded(run_id=name_of(row), reason=f"state is {s}")
+        for row, s in zip(gone.to_dict("records"), state[gone.index], strict=True)
+    )
+    return table[state == "finished"], out
+
+
+def of_one_evaluation(table: pd.DataFrame, points: tuple[Point, ...]) -> tuple[tuple[Point, ...], tuple[Excluded, ...]]:
+    """Points of the most common `eval_version`, where the table has that column."""
+    if "eval_version" not in table.columns:
+        return points, ()
+    facts = [RunFacts(state="finished", reason="", evaluation=text(v) or "", started=0) for v in table["eval_version"]]
+    kept, out = one_evaluation(list(zip(points, facts, strict=True)))
+    return tuple(point for point, _ in kept), tuple(out)
 
 
 def fault_of(row: Mapping[Any, Any], metric: str) -> tuple[str, float, str] | None:

@@ -2,17 +2,22 @@
 
 import math
 import os
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from analysis.fit import FitSettings, fit
+from analysis.forecast import freeze, score
 from analysis.points import Point, Points, curves_from_mlflow, points_from_mlflow
+from analysis.target import Target
 from gopher.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
 
+QUICK = FitSettings(law="power_law", bootstrap=0, holdout=0)
 SIZES = {"a": 5.4e4, "b": 1.21e5, "c": 2.68e5, "d": 6.01e5, "e": 1.3e6}
 
 
@@ -157,3 +162,22 @@ def test_hash_ignores_order_and_place():
     )
     assert Points(rows=rows).sha256 == Points(rows=moved[::-1]).sha256
     assert Points(rows=rows).sha256 != Points(rows=rows[:3]).sha256
+
+
+def test_a_logged_run_of_the_target_makes_a_backtest_however_it_was_left_out(ladder):
+    """Once by `where`, once because its learning rate was not the best."""
+    points = points_from_mlflow(ladder, "ladder", where="rung != 'e'")
+    frozen = freeze(points, Target(params_non_embedding=1.3e6, tokens=1e6), QUICK)
+    assert not frozen.before_run and {k.run_id for k in frozen.kept_out} == {"e-0-0.001"}
+    again = freeze(points, Target(rung="new", params_non_embedding=5e6, run_keys=("c-0-0.0001",)), QUICK)
+    assert not again.before_run and len(again.points) == len(points)
+    assert freeze(points, Target(rung="new", params_non_embedding=5e6, run_keys=("e-7-0.001",)), QUICK).before_run
+
+
+def test_a_forecast_is_scored_by_the_times_at_which_runs_ended(ladder):
+    points = points_from_mlflow(ladder, "ladder")
+    target, early = Target(params_non_embedding=1.3e6, tokens=1e6), datetime(2001, 1, 1, tzinfo=UTC)
+    before = points_from_mlflow(ladder, "ladder", where="rung != 'e'")
+    unseen = replace(before, source_rows=before.source_rows[before.source_rows["rung"] != "e"])
+    first, late = freeze(unseen, target, QUICK, now=early), freeze(unseen, target, QUICK)
+    assert first.before_run and not score(first, points).is_backtest and score(late, points).is_backtest

@@ -156,6 +156,19 @@ def test_a_metric_that_has_no_logarithm_is_refused():
     assert len(points_from_frame(frame, metric="acc", bad_rows="exclude")) == 4
 
 
+def test_unfinished_rows_and_other_evaluations_are_left_out_by_name():
+    frame = ladder(8, state=["finished", "running", "FINISHED", "failed", None, *["finished"] * 3])
+    frame = frame.assign(eval_version=[*"22222221"])
+    frame.loc[1, "loss"] = math.nan
+    points = points_from_frame(frame)
+    assert [p.run_id for p in points] == ["r0", "r2", "r4", "r5", "r6"]
+    assert {e.run_id: e.reason.partition(" differs")[0] for e in points.excluded} == {
+        "r1": "state is running",
+        "r3": "state is failed",
+        "r7": "evaluation version 1",
+    }
+
+
 def test_a_filter_says_how_many_rows_it_left_out():
     few = points_from_frame(ladder(), where="params_total > 3e7")
     assert few.remarks == ('where="params_total > 3e7" leaves out 2 of 6 rows',) and few.notes == ()
