@@ -15,8 +15,9 @@ from analysis.design import INPUTS, Option
 from analysis.numbers import count, rung_name
 from analysis.result import FitResult
 from analysis.rows import Array
+from analysis.screening import name_of, text
 from analysis.sizes import TOLERANCE
-from analysis.table import name_of, numeric, read_frame, rename, text
+from analysis.table import numeric, read_frame, rename
 from gopher.errors import UsageError
 
 TOKEN_FACTORS = (0.5, 2.0, 4.0)
