@@ -43,7 +43,7 @@ def completed(target: Target, points: Points) -> Target:
     found: dict[str, Any] = {name: target.sizes.get(name, shared_size(own, name)) for name in SIZES}
     if all(value is None for value in found.values()):
         raise UsageError(
-            f"the forecast's target {target.rung or '(unnamed)'} has no size; give target.params_non_embedding, target.tokens "
+            f"the target {target.rung or '(unnamed)'} has no size; give target.params_non_embedding, target.tokens "
             "or target.flops, or plan the rung in the sweep"
         )
     return replace(target, **found)
@@ -58,7 +58,7 @@ def shared_size(own: pd.DataFrame, name: str) -> float | None:
 def apart(points: Points, target: Target) -> tuple[Points, tuple[Excluded, ...]]:
     """(points that may be fitted, the target's own runs in the source with the reason each is kept out)."""
     table, everything = points_table(points), measured_rows(points)
-    everything = everything[everything["family"].isin(set(table["family"]))]
+    everything = everything[everything["family"].isin({"", *table["family"]})]
     reasons, unfitted = own_reasons(table, target), own_reasons(everything, target)
     runs = {*table["run_id"][reasons != ""], *everything["run_id"][unfitted != ""]}
     params = {name: value for name, value in target.sizes.items() if name.startswith("params")}

@@ -99,3 +99,15 @@ def test_a_seed_is_the_first_planned_one_that_was_not_run() -> None:
 def test_what_is_no_budget_is_refused(budget: str) -> None:
     with hydra_session(), pytest.raises(UsageError, match="budget is .*give what may be spent"):
         suggest.run(compose, ["sweep=demo", f"budget={budget}"])
+
+
+def test_a_rung_of_a_table_is_a_target_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"r{i},{1e7 * 2**i},{20 * (1e7 * 2**i) ** -0.1 * (1 + 0.001 * (-1) ** i)}" for i in range(8)]
+    (tmp_path / "runs.csv").write_text("\n".join(["run_id,params_total,loss", *lines]))
+    (tmp_path / "mine.csv").write_text("run_id,params_total,cost\na,1e9,2\nb,2e9,9\n")
+    words = [f"points={tmp_path / 'runs.csv'}", f"options={tmp_path / 'mine.csv'}", *QUICK]
+    with hydra_session():
+        assert suggest.run(compose, [*words, "target.rung=1.28B"]) == 0
+        assert json.loads(capsys.readouterr().out)["target"] == {"params": 1.28e9}
+        with pytest.raises(UsageError, match="the target 9B has no size"):
+            suggest.run(compose, [*words, "target.rung=9B"])

@@ -16,6 +16,7 @@ from sweeps.verbs.forecast import target_of
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     from analysis.command import run_fit
     from analysis.design import suggest
+    from analysis.target import completed
     from sweeps.screen import console
 
     tree = compose(overrides).tree
@@ -23,13 +24,10 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     budget = budget_of(tree["budget"])
     target = target_of(compose, overrides, tree)
     result = run_fit(fit_request(tree, settings))
+    target = completed(target, result.points)
     sizes = {"params": getattr(target, result.parameters), "tokens": target.tokens, "flops": target.flops}
     sizes["unique_tokens"] = target.tokens
     goal = {name: size for name, size in sizes.items() if size is not None}
-    if not goal:
-        raise UsageError(
-            f"the target has no size that the law reads; give target.{result.parameters}, target.tokens or target.flops"
-        )
     options, unit = options_of(compose, overrides, tree, settings, result, goal)
     advice = suggest(result, goal, options, budget=budget, unit=unit)
     if settings.format == "json":
