@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gopher.attention import causal_mask
+from gopher.chunked import causal_mask
 from gopher.model import Block, Transformer, initialise, summed_loss
 from gopher.optim import Adam, Part
 from gopher.spec import (

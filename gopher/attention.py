@@ -14,12 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from gopher.chunked import causal_mask, chunked, descending
 from gopher.errors import UsageError, did_you_mean
 from gopher.spec import ATTENTION
 
-QUERY_ROWS = 128  # the largest chunk: scratch is O(QUERY_ROWS * T) instead of O(T^2)
 BIAS_BYTES = 1 << 30  # position scores of one layer up to which SDPA with a bias is tried on CUDA
-KEEP_BYTES = 256 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
 
 
 def relative_attention(
@@ -92,13 +91,6 @@ def sinusoids(length: int, d_model: int, dtype: torch.dtype, device: torch.devic
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=8)
-def causal_mask(rows: int, seen: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(rows, seen): 0 where the last `rows` queries of `seen` positions may look, -inf in their future."""
-    with torch.inference_mode(False):
-        return torch.full((rows, seen), -math.inf, dtype=dtype, device=device).triu(seen - rows + 1)
-
-
 def reference(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
     """The definition, by explicit index: no shift trick, O(T^2 d) memory."""
     length = q.size(2)
@@ -119,26 +111,6 @@ def sdpa_bias(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float)
     return F.scaled_dot_product_attention(q + u[:, None], k, v, attn_mask=mask, scale=scale)
 
 
-def descending(r: torch.Tensor) -> torch.Tensor:
-    """(H, T + 1, d_head): distances T-1 .. 0, then one row of zeros."""
-    return F.pad(r.flip(1), (0, 0, 0, 1))
-
-
-def chunked(
-    q: Any,
-    k: Any,
-    v: Any,
-    r: Any,
-    u: Any,
-    v_bias: Any,
-    scale: float,
-    rows: int | None = None,
-    keep_bytes: int = KEEP_BYTES,
-) -> torch.Tensor:
-    """By blocks of `rows` queries; probabilities above `keep_bytes` are computed again in the backward pass."""
-    return Chunked.apply(q, k, v, r, u, v_bias, scale, rows or query_rows(q.size(2)), keep_bytes)
-
-
 def triton(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:
     """Flash attention that reads position scores by distance; O(T^2) scratch for one layer at a time."""
     from gopher.kernels.relative import relative
@@ -152,107 +124,6 @@ IMPLEMENTATIONS: dict[str, Any] = {
     "chunked": chunked,
     "triton": triton,
 }
-
-
-class Chunked(torch.autograd.Function):
-    """Causal-trimmed blocks of query rows; scores and softmax in float32 (float64 for float64 inputs) per block.
-
-    The pad column makes the shifted scores of a block one contiguous view of its position table, so that the relative
-    shift costs nothing; the backward pass writes dS into that layout again to get the table's gradient. Work is laid
-    out head first, (H, B, T, d_head): one batched product per block for all heads and sequences.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float, rows: int, keep: int
-    ) -> torch.Tensor:
-        batch, n_heads, length, width = q.shape
-        scaled = q.transpose(0, 1) * scale
-        query_u, query_v = scaled + (u * scale)[:, None, None], scaled + (v_bias * scale)[:, None, None]
-        keys, values = (x.transpose(0, 1).reshape(-1, length, width) for x in (k, v))
-        table = descending(r)
-        keeping = any(ctx.needs_input_grad) and n_heads * batch * length * length * q.itemsize <= keep
-        outputs, kept = [], []
-        for block in row_blocks(length, rows):
-            weights = probabilities(query_u, query_v, keys, table, block).to(q.dtype)
-            outputs.append(torch.bmm(weights, values[:, : block.stop]))
-            kept += [weights] if keeping else []
-        ctx.save_for_backward(query_u, query_v, keys, values, table, *kept)
-        ctx.scale, ctx.rows = scale, rows
-        return joined(outputs).view(n_heads, batch, length, width).transpose(0, 1)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: torch.Tensor) -> Any:
-        query_u, query_v, keys, values, table, *kept = ctx.saved_tensors
-        n_heads, batch, length, width = query_u.shape
-        grad_out = grad_out.transpose(0, 1).reshape(-1, length, width)
-        grad_keys, grad_values, grad_table = (torch.zeros_like(x) for x in (keys, values, table))
-        grads_u, grads_v = [], []
-        for i, block in enumerate(row_blocks(length, ctx.rows)):
-            count, seen = block.stop - block.start, block.stop
-            weights = kept[i] if kept else probabilities(query_u, query_v, keys, table, block).to(keys.dtype)
-            grad = grad_out[:, block]
-            grad_values[:, :seen] += torch.bmm(weights.transpose(1, 2), grad)
-            grad_weights = torch.bmm(grad, values[:, :seen].transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grads_u.append(torch.bmm(grad_scores, keys[:, :seen]))
-            grad_keys[:, :seen] += torch.bmm(
-                grad_scores.transpose(1, 2), query_u[:, :, block].reshape(-1, count, width)
-            )
-            unshifted = grad_scores.new_empty(n_heads * batch, count * (seen + 1))
-            unshifted[:, : count - 1] = unshifted[:, -1:] = 0  # what the view leaves out
-            shifted_view(unshifted, count, seen).copy_(grad_scores)
-            unshifted = unshifted.view(n_heads, batch * count, seen + 1)
-            grads_v.append(torch.bmm(unshifted, table[:, length - seen :]).view(-1, count, width))
-            grad_table[:, length - seen :] += torch.bmm(
-                unshifted.transpose(1, 2), query_v[:, :, block].reshape(n_heads, -1, width)
-            )
-        grad_u, grad_v = (joined(grads).view(query_u.shape).mul_(ctx.scale) for grads in (grads_u, grads_v))
-        grad_k, grad_w = (x.view(query_u.shape).transpose(0, 1) for x in (grad_keys, grad_values))
-        grad_r = grad_table[:, :length].flip(1)
-        return (
-            (grad_u + grad_v).transpose(0, 1),
-            grad_k,
-            grad_w,
-            grad_r,
-            grad_u.sum((1, 2)),
-            grad_v.sum((1, 2)),
-            None,
-            None,
-            None,
-        )
-
-
-def query_rows(length: int) -> int:
-    """Rows of a chunk: half a block of a square is masked work, so short sequences take smaller ones (measured on CPU)."""
-    return QUERY_ROWS // 2 if length <= 1024 else QUERY_ROWS
-
-
-def row_blocks(length: int, rows: int) -> list[slice]:
-    return [slice(begin, min(begin + rows, length)) for begin in range(0, length, rows)]
-
-
-def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def probabilities(query_u: Any, query_v: Any, keys: Any, table: Any, block: slice) -> torch.Tensor:
-    """Softmax of one block of rows over the keys it sees, (H * B, queries, keys), at least float32."""
-    n_heads, batch, length, width = query_u.shape
-    count, seen = block.stop - block.start, block.stop
-    position = product(query_v[:, :, block].reshape(n_heads, -1, width), table[:, length - seen :].transpose(1, 2))
-    # Masking by addition makes the shifted view contiguous in the same pass: on CPU a product added in place to a
-    # strided view runs as a loop of single products, and filling by a broadcast mask costs as much as the softmax.
-    mask = causal_mask(count, length, position.dtype, position.device)[:, length - seen :]
-    scores = shifted_view(position.view(n_heads * batch, -1), count, seen) + mask
-    queries, keys = query_u[:, :, block].reshape(-1, count, width), keys[:, :seen].transpose(1, 2)
-    scores = scores.baddbmm_(queries, keys) if queries.dtype == scores.dtype else scores.add_(product(queries, keys))
-    return torch.softmax(scores, dim=-1)
-
-
-def shifted_view(flat: torch.Tensor, count: int, seen: int) -> torch.Tensor:
-    """Scores by key, (n, count, seen), inside a flat position table of rows of seen + 1 distances: row i starts i earlier."""
-    return flat[:, count - 1 : count - 1 + count * seen].view(-1, count, seen)
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -12,15 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gopher.attention import (
-    causal_mask,
-    product,
-    query_rows,
-    relative_attention,
-    row_blocks,
-    shifted_view,
-    sinusoids,
-)
+from gopher.attention import product, relative_attention, sinusoids
+from gopher.chunked import causal_mask, query_rows, row_blocks, shifted_view
 from gopher.errors import UsageError
 from gopher.model import Block, Transformer
 from gopher.step import HIDDEN, step, weights_of

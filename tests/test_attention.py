@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gopher.attention import IMPLEMENTATIONS, automatic, choose, relative_attention, sinusoids
+from gopher.chunked import tiles_of
 from gopher.errors import UsageError
 from gopher.spec import ATTENTION
 
@@ -46,6 +47,28 @@ def test_many_blocks_with_and_without_recomputation(rows: int, keep_bytes: int) 
     ours = out_and_gradients("chunked", given, rows=rows, keep_bytes=keep_bytes)
     for a, b in zip(ours, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("tile_scores", [1, 20 * 16 * 2, 20 * 16 * 3, 20 * 16 * 7, 1 << 20])
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+def test_tiles_of_one_pair_some_sequences_or_several_heads(tile_scores: int, keep_bytes: int) -> None:
+    given = inputs((3, 5, 20, 4))
+    exact = out_and_gradients("reference", given)
+    ours = out_and_gradients("chunked", given, rows=16, keep_bytes=keep_bytes, tile_scores=tile_scores)
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("most", [1, 700, 2500, 1 << 20])
+def test_tiles_hold_every_query_of_every_pair_once(most: int) -> None:
+    n_heads, batch, length = 5, 3, 40
+    seen = torch.zeros(n_heads * batch, length)
+    for tile in tiles_of(n_heads, batch, length, 16, most):
+        seen[tile.pairs, tile.rows] += 1
+        pairs = range(tile.pairs.start, tile.pairs.stop)
+        assert {pair // batch for pair in pairs} == set(range(tile.heads.start, tile.heads.stop))
+        assert len(pairs) % (tile.heads.stop - tile.heads.start) == 0
+    assert (seen == 1).all()
 
 
 @pytest.mark.parametrize("impl", ["chunked", "sdpa_bias"])
