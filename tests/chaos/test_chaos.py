@@ -27,6 +27,7 @@ from storm import (
     Storm,
     audit,
     draw_faults,
+    folder_rows,
     launch_words,
     plant,
     spiked,
@@ -109,6 +110,25 @@ def test_planted_faults_do_not_overlap_and_a_spike_comes_when_it_can_be_seen(tmp
         steps = [f["step"] + i for f in faults for i in range(f["steps"])]
         assert len(steps) == len(set(steps)) == len(PLANTED) - 1 + SPIKE_STEPS and max(steps) < CALM_STEPS + 49
         assert min(s for _, s in spiked(tmp_path)) > CALM_STEPS
+
+
+@pytest.mark.slow
+def test_a_spike_that_does_not_come_again_changes_no_number(tmp_path: Path) -> None:
+    """Its own rows are written twice, the right ones last; the run before it and behind it is as if nothing had been."""
+    steps = CALM_STEPS + 50
+    text, more = (
+        write_text(tmp_path / "text"),
+        ["rungs=[54k]", f"tokens={steps * TOKENS_PER_STEP}", "placement.workers=1"],
+    )
+    calm_here(text, tmp_path / "calm", more)
+    want, root = folder_rows(tmp_path / "calm"), tmp_path / "storm"
+    plant(root, [p.name for p in (tmp_path / "calm" / "runs").iterdir()], 1, ("spike",), steps)
+    calm_here(text, root, more)
+    have = folder_rows(root)
+    assert struck(root) == {"spike": 1} and have.keys() == want.keys()
+    assert all(have[at][-1] == values[-1] for at, values in want.items())
+    twice = {(key, step) for (key, _, step), values in have.items() if len(set(values)) > 1}
+    assert twice and twice <= spiked(root)
 
 
 @pytest.mark.ray
