@@ -21,9 +21,13 @@ ADDRESS = "GOPHER_TRACKING_URI"  # where a driver that we start finds the addres
 LINES_SHOWN = 5  # of the log of a launch that has ended at once
 
 
+def own_words(words: Sequence[str]) -> list[str]:
+    """The words of the driver itself, which does not detach again."""
+    return [*(w for w in words if key_of(w) != "detach"), "detach=false"]
+
+
 def command(words: Sequence[str]) -> list[str]:
-    own = [w for w in words if key_of(w) != "detach"]
-    return [sys.executable, "-m", "sweeps.cli", "launch", *own, "detach=false"]
+    return [sys.executable, "-m", "sweeps.cli", "launch", *own_words(words)]
 
 
 def has_password(settings: Settings) -> bool:
@@ -103,7 +107,7 @@ def submit_job(words: Sequence[str], settings: Settings) -> str:
             "export it as MLFLOW_URI where Ray's head is started and write 'tracking.uri=${oc.env:MLFLOW_URI}'"
         )
     root = str(settings.root).replace("\\", "\\\\").replace('"', '\\"')
-    return submit([*command(words)[4:], f'output_root="{root}"'], settings.cluster.address)
+    return submit([*own_words(words), f'output_root="{root}"'], settings.cluster.address)
 
 
 def start_again(words: Sequence[str], settings: Settings) -> bool:

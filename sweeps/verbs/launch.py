@@ -46,7 +46,7 @@ from sweeps.verbs.status import as_json
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     """Exit code 0 when all runs are finished, 130 when a person stopped it; other ends raise."""
     settings = settings_of(compose(overrides).tree)
-    say = console(stderr=True).print
+    say = partial(console(stderr=True).print, markup=False)
     if settings.detach:
         load_study(compose, overrides)  # mistakes are told here, not in a log
         return detach(overrides, settings, say)
@@ -56,7 +56,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     except Detach:
         return detach(overrides, settings, say)
     except BackendLost as lost:
-        say(f"{lost}; starting again", markup=False)
+        say(f"{lost}; starting again")
         start_again(overrides, settings)
         raise
 

@@ -113,6 +113,7 @@ def test_planted_faults_do_not_overlap_and_a_spike_comes_when_it_can_be_seen(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_spike_that_does_not_come_again_changes_no_number(tmp_path: Path) -> None:
     """Its own rows are written twice, the right ones last; the run before it and behind it is as if nothing had been."""
     steps = CALM_STEPS + 50
