@@ -133,7 +133,7 @@ def test_a_spike_that_does_not_come_again_changes_no_number(tmp_path: Path) -> N
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_short_storm(tmp_path: Path) -> None:
     """Two tiny runs, six faults of five kinds, a real MLflow server, about a minute."""
     seed = int(os.environ.get("SEED", "1"))
