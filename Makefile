@@ -21,7 +21,7 @@ test: $(STAMP) lint types  ## what CI runs
 test-slow: $(STAMP)  ## longer trainings, whole-demo equality, coverage studies
 	$(BIN)/python -m pytest -q -m "slow" --timeout 3000
 
-chaos: $(STAMP)  ## a sweep under FAULTS faults from outside and eight planted ones, drawn by SEED; ends with a table
+chaos: $(STAMP)  ## a sweep under FAULTS faults from outside and ten planted ones, drawn by SEED; ends with a table
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest -q -s -m chaos tests/chaos --timeout 3600
 
 test-gpu: $(STAMP)

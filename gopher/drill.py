@@ -2,8 +2,9 @@
 
     [{"step": 7, "fault": "nan"}, {"step": 12, "fault": "kill", "times": 1}, {"sequence": 90, "fault": "nan", "times": null}]
 
-`step` is the 0-based batch, `sequence` a place of the data order, wherever it comes up; `times` (1) is how often the
-fault strikes, null for ever. A strike is on disk before it is felt, so that a fault never repeats through its own kill.
+`step` is the 0-based batch, the first of `steps` (1) in a row; `sequence` a place of the data order, wherever it comes
+up; `times` (1) is how often the fault strikes, null for ever. A strike is on disk before its last step is felt, so that a
+fault never repeats through its own kill.
 Faults: nan, spike (three nats on top of the loss), hang, kill (SIGKILL), preempt (SIGTERM).
 """
 
@@ -34,12 +35,14 @@ class Drill:
     def strike(self, step: int, first: int, last: int, nats: torch.Tensor, tokens: int) -> torch.Tensor:
         """`nats`, the loss summed over the `tokens` of this step's batch (sequences first .. last-1), or worse."""
         for i, fault in enumerate(self._faults):
-            here = first <= fault["sequence"] < last if "sequence" in fault else fault["step"] == step
+            at, steps = fault.get("step", step), fault.get("steps", 1)
+            here = first <= fault["sequence"] < last if "sequence" in fault else at <= step < at + steps
             times = fault.get("times", 1)
             if not here or (times is not None and self._struck.get(str(i), 0) >= times):
                 continue
-            self._struck[str(i)] = self._struck.get(str(i), 0) + 1
-            write_atomic(self._counts, json.dumps(self._struck))
+            if step == at + steps - 1:
+                self._struck[str(i)] = self._struck.get(str(i), 0) + 1
+                write_atomic(self._counts, json.dumps(self._struck))
             if fault["fault"] == "nan":
                 nats = nats * float("nan")
             elif fault["fault"] == "spike":

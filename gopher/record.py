@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from gopher.errors import GopherError, SetupError
+from gopher.errors import GopherError, SetupError, UsageError
 from gopher.spec import Placement, RunSpec, build, from_json, to_json
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
@@ -153,10 +153,13 @@ class RunFolder:
         return result
 
     def state(self) -> RunState | None:
-        """Where the run stands, or None when it was never queued."""
+        """Where the run stands, or None when it was never queued, or what says so cannot be read."""
         try:
             return build(RunState, json.loads((self.path / "state.json").read_text("utf-8")), "state.json")
         except FileNotFoundError:
+            return None
+        except (ValueError, UsageError):  # a power cut, another version: metrics and checkpoints are other files
+            warnings.warn(f"{self.path / 'state.json'} cannot be read; the run counts as not begun", stacklevel=2)
             return None
 
     def write_state(self, state: RunState) -> None:

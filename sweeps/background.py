@@ -1,49 +1,116 @@
 """Launches that go on without this terminal: in the background, on the cluster's job server, or anew after Ray was lost."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from gopher.errors import SetupError, UsageError
+from sweeps import lease
 from sweeps.backends import LOST_TIMES
+from sweeps.launched import command_line, key_of
+from sweeps.redact import hide_secrets
 from sweeps.settings import Settings
 
 MAX_LOST = 50
 BACK_OFF_SECONDS = 60.0
+BEGIN_SECONDS = 120.0  # how long a detached launch may take until it drives, before its start is no longer waited for
+ADDRESS = "GOPHER_TRACKING_URI"  # where a driver that we start finds the address that holds a password
+LINES_SHOWN = 5  # of the log of a launch that has ended at once
+
+
+def own_words(words: Sequence[str]) -> list[str]:
+    """The words of the driver itself, which does not detach again."""
+    return [*(w for w in words if key_of(w) != "detach"), "detach=false"]
 
 
 def command(words: Sequence[str]) -> list[str]:
-    own = [w for w in words if not w.startswith("detach=")]
-    return [sys.executable, "-m", "sweeps.cli", "launch", *own]
+    return [sys.executable, "-m", "sweeps.cli", "launch", *own_words(words)]
+
+
+def has_password(settings: Settings) -> bool:
+    return settings.tracking.uri is not None and hide_secrets(settings.tracking.uri) != settings.tracking.uri
+
+
+def without_password(words: Sequence[str], settings: Settings) -> tuple[list[str], dict[str, str]]:
+    """The words and what the environment must have: a command line is seen by every user of the machine."""
+    if settings.tracking.uri is None or not has_password(settings):
+        return list(words), {}
+    others = [w for w in words if key_of(w) != "tracking.uri"]
+    return [*others, f"tracking.uri=${{oc.env:{ADDRESS}}}"], {ADDRESS: settings.tracking.uri}
 
 
 def detach(words: Sequence[str], settings: Settings, say: Callable[[str], None]) -> int:
-    """Start the launch where it outlives this terminal and say how to follow and stop it; exit code 0."""
-    follow = f"gopher status sweep={settings.name} watch=true"
+    """Start the launch where it outlives this terminal and say how to follow and stop it; exit code 0.
+
+    One that ends before it drives anything is told with its own last words and its exit code.
+    """
+    if (found := lease.read(settings.sweep_dir)) is not None and found.live:
+        raise SetupError(f"sweep '{settings.name}' is being launched by {found}; wait for it or stop it")
+    follow = command_line("status", words, "watch=true")
     if settings.cluster.address == "local":
         log = settings.sweep_dir / "launch.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        streams = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ]
-        driver = [*command(words), "watch=false"]
-        pid = os.posix_spawn(driver[0], driver, os.environ, file_actions=streams, setsid=True)
+        before = log.stat().st_size if log.exists() else 0
+        pid = spawn(words, settings, log)
+        code = code_if_ended(pid, settings)
+        if code is not None:
+            lines = log.read_bytes()[before:].decode("utf-8", "replace").splitlines()
+            say("\n".join(lines[-LINES_SHOWN:]))
+            return code
         where = f"process {pid}, log in {log}"
     else:
-        from sweeps.backends.ray_jobs import submit
-
-        job = submit([w for w in words if not w.startswith("detach=")])
-        where = f"Ray job {job}"
-        follow += f"   or   ray job logs {job} --follow"
-    say(
-        f"{settings.name} goes on in the background ({where})\nfollow: {follow}\nstop: gopher stop sweep={settings.name}"
-    )
+        where = f"Ray job {submit_job(words, settings)}"
+        follow += f"   or   ray job logs {where.split()[-1]} --follow"
+    stop = command_line("stop", words)
+    say(hide_secrets(f"{settings.name} goes on in the background ({where})\nfollow: {follow}\nstop: {stop}"))
+    if settings.format == "json":
+        print(json.dumps({"sweep": settings.name, "detached": where}))
     return 0
 
 
-def start_again(words: Sequence[str]) -> bool:
+def spawn(words: Sequence[str], settings: Settings, log: Path) -> int:
+    """The process of a driver in a session of its own that writes to `log`."""
+    streams = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    own, address = without_password(words, settings)
+    driver = [*command(own), "watch=false"]
+    return os.posix_spawn(driver[0], driver, {**os.environ, **address}, file_actions=streams, setsid=True)
+
+
+def code_if_ended(pid: int, settings: Settings) -> int | None:
+    """The exit code of a driver that ends before it drives; None once it does, which its lease tells, or takes long."""
+    deadline = time.monotonic() + BEGIN_SECONDS
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return max(1, code) if (code := os.waitstatus_to_exitcode(status)) else 0
+        found = lease.read(settings.sweep_dir)
+        if found is not None and found.holder.pid == pid and found.holder.cluster:
+            return None
+        time.sleep(0.2)
+    return None
+
+
+def submit_job(words: Sequence[str], settings: Settings) -> str:
+    """Ray's name of the job that drives the sweep; the output root is the same folder there, whatever folder it starts in."""
+    from sweeps.backends.ray_jobs import submit
+
+    if has_password(settings):
+        raise UsageError(
+            "tracking.uri holds a password, which a Ray job shows to everybody who sees the cluster; "
+            "export it as MLFLOW_URI where Ray's head is started and write 'tracking.uri=${oc.env:MLFLOW_URI}'"
+        )
+    root = str(settings.root).replace("\\", "\\\\").replace('"', '\\"')
+    return submit([*own_words(words), f'output_root="{root}"'], settings.cluster.address)
+
+
+def start_again(words: Sequence[str], settings: Settings) -> bool:
     """Replace this process by a new launch after Ray was lost, with a growing pause; False once that was tried too often.
 
     A launch goes on from the run folders whatever happened before, so that a new process needs nothing of the old one.
@@ -51,8 +118,9 @@ def start_again(words: Sequence[str]) -> bool:
     times = int(os.environ.get(LOST_TIMES, "0")) + 1
     if times > MAX_LOST:
         return False
-    os.environ[LOST_TIMES] = str(times)
+    own, address = without_password(words, settings)
+    os.environ.update({LOST_TIMES: str(times), **address})
     time.sleep(min(BACK_OFF_SECONDS, 2.0**times))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, command(words))
+    os.execv(sys.executable, command(own))

@@ -23,7 +23,22 @@ ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")
 FROM_ENVIRONMENT = (
     "tracking.uri",
 )  # may hold a password, which a command line would show to every user of the machine
-OVERRIDE = re.compile(r"^(?P<sigil>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@-]*)(=(?P<value>.*))?$", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """One override as Hydra reads it; `value` is plain (a mapping, a list, a text without its quotes)."""
+
+    text: str
+    sigil: str  # "", +, ++ or ~
+    key: str
+    value: Any
+
+    @property
+    def leaves(self) -> dict[str, Any]:
+        """Dotted keys that it sets -> values: optim={lr: 1} sets optim.lr."""
+        filled = self.value if isinstance(self.value, dict) and self.value else {}
+        return flatten(filled, self.key) if filled else {self.key: self.value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +57,7 @@ def hydra_session(config_dir: Path | None = None):  # type: ignore[no-untyped-de
 
     GlobalHydra.instance().clear()
     composition.cache_clear()
+    known_keys.cache_clear()
     with initialize_config_dir(str(config_dir or CONF_DIR), version_base="1.3"):
         yield
 
@@ -70,15 +86,21 @@ def composition(overrides: tuple[str, ...]) -> Composed:
 
     for override in overrides:
         check_override(override)
+    words = [read_word(o) for o in overrides]
+    for word in words:
+        check_reach(word)
+    chosen = choices_of(words)
     try:
-        config = hydra_compose("config", overrides=[free_form(o) for o in overrides])
+        config = hydra_compose("config", overrides=[free_form(w) for w in words])
         texts = {k: v for k, v in flatten(OmegaConf.to_container(config, resolve=False)).items() if isinstance(v, str)}
         for key, text in texts.items():  # a config file is held to the same rules as an override
             check_text(key, text)
         tree = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise explain(error, overrides) from None
-    check_additions(overrides)
+        raise explain(error, words, chosen) from None
+    for word in words:  # an addition could name a key that nothing reads, a value could replace a whole section
+        if sentence := misplaced(word, chosen):
+            raise UsageError(sentence)
     assert isinstance(tree, dict)
     interpolated = frozenset(key for text in texts.values() for key in REFERENCE.findall(text))
     return Composed(tree={str(k): v for k, v in tree.items()}, interpolated=interpolated)
@@ -106,55 +128,101 @@ def check_text(key: str, value: str) -> None:
         )
 
 
-def check_additions(overrides: Sequence[str]) -> None:
-    """`+key=value` could add a key that nothing reads: it must exist, as without the plus."""
-    for override in overrides:
-        match = OVERRIDE.match(override) if override.startswith("+") else None
-        chosen = [o for o in overrides if o.split("=", 1)[0] in groups()]
-        if match and (sentence := explain_override(match["key"], match["value"] or "", chosen)):
-            raise UsageError(sentence)
+@functools.lru_cache(maxsize=256)
+def read_word(override: str) -> Word:
+    """The override in its parts. Raises `UsageError` with the cure where its grammar is wrong."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+    from hydra.errors import HydraException
+
+    key, equals, value = override.partition("=")
+    if not equals and not override.startswith("~"):
+        raise UsageError(f"'{override}' is not an override; write key=value, for example optim.lr=0.01")
+    section, _, last = key.lstrip("+~").rpartition(".")
+    if section and last[:1].isdigit():  # a name such as 54k, which the grammar takes for a number
+        raise UsageError(f"{key} cannot be read; write '{section}={{{last}: {value}}}'")
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"'{override}' cannot be read ({reason}); quote the value: '{key}=\"...\"'") from None
+    if parsed.is_sweep_override():
+        raise UsageError(
+            f"{key} is {value}; for a run of each write axes.{key}=[...], for a text quote it: '{key}=\"...\"'"
+        )
+    given = parsed._value
+    return Word(
+        text=override,
+        sigil=key[: len(key) - len(key.lstrip("+~"))],
+        key=key.lstrip("+~"),
+        value=given.text if isinstance(given, QuotedString) else given,
+    )
+
+
+def check_reach(word: Word) -> None:
+    """Only the choices of a group can be chosen, no other file; only what is the user's own can be taken away."""
+    choices = groups()
+    if word.sigil == "~" and not word.key.startswith(tuple(f"{f}." for f in FREE_FORM)):
+        raise UsageError(f"{word.text} would take a part of the config away; give {word.key} another value instead")
+    bare = word.key.partition("@")[0].strip("/")
+    if bare in choices and str(word.value) not in choices[bare]:
+        given = word.text.partition("=")[2]
+        close = did_you_mean(given, choices[bare])
+        raise UsageError(f"{bare}={given} is not a known choice{close} ({bare} has {', '.join(choices[bare])})")
+
+
+def choices_of(words: Sequence[Word]) -> tuple[str, ...]:
+    """The group choices among the words that decide which keys there are: all but the model, whose files have the same keys."""
+    return tuple(w.text for w in words if w.key in groups() and w.key != "model")
 
 
 def is_free_form(key: str) -> bool:
     return key in FREE_FORM or key.startswith(tuple(f"{f}." for f in FREE_FORM))
 
 
-def free_form(override: str) -> str:
+def free_form(word: Word) -> str:
     """`axes.optim.lr=[...]` may name a key that the config does not have yet, so it is added or replaced."""
-    return f"++{override}" if is_free_form(override.split("=", 1)[0]) else override
+    return f"++{word.text}" if not word.sigil and is_free_form(word.key) else word.text
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> UsageError:
+def explain(error: Exception, words: Sequence[Word], chosen: tuple[str, ...]) -> UsageError:
     """Hydra's error as one sentence with the value and the cure."""
-    chosen = [o for o in overrides if o.split("=", 1)[0] in groups()]
-    for override in sorted(overrides, key=lambda o: o not in chosen):  # a wrong choice explains keys that are missing
-        match = OVERRIDE.match(override)
-        if match is None or (match["value"] is None and match["sigil"] != "~"):
-            return UsageError(f"'{override}' is not an override; write key=value, for example optim.lr=0.01")
-        sentence = explain_override(match["key"], match["value"] or "", chosen)
-        if sentence:
+    for word in words:
+        if sentence := misplaced(word, chosen):
             return UsageError(sentence)
     return UsageError(" ".join(str(error).split()) + "; run `gopher plan --cfg` to see the whole config")
 
 
-def explain_override(key: str, value: str, chosen: Sequence[str]) -> str | None:
-    """What is wrong with one override under the group choices `chosen`, or None when its key and choice exist."""
-    choices = groups()
-    if key in choices:
-        if value in choices[key] or value == "null":
-            return None
-        return f"{key}={value} is not a known choice{did_you_mean(value, choices[key])} ({key} has {', '.join(choices[key])})"
-    keys = known_keys(chosen)
-    if key in keys or is_free_form(key):
+def misplaced(word: Word, chosen: tuple[str, ...]) -> str | None:
+    """What is wrong with where a word puts its value under these group choices; None when every key is known."""
+    if word.key in groups() or word.sigil == "~":
         return None
-    return f"unknown key '{key}'{did_you_mean(key, [*keys, *choices])}; run `gopher plan --cfg` to see every key"
+    keys = known_keys(chosen)
+    if keys.get(word.key) is dict and not isinstance(word.value, dict):
+        inner = next((k for k in keys if k.startswith(f"{word.key}.")), f"{word.key}.KEY")
+        return f"{word.key} is {word.value!r} but has keys of its own; set those, as in {inner}=..., or give a mapping {{...}}"
+    if keys.get(word.key) is list and not isinstance(word.value, list) and word.value is not None:
+        return f"{word.key} is {word.value!r}; give a list of values, for example {word.key}=[...]"
+    for key in word.leaves:
+        if key not in keys and not is_free_form(key) and keys.get(word.key) is not list:
+            close = did_you_mean(key, [*keys, *groups()])
+            return f"unknown key '{key}'{close}; run `gopher plan --cfg` to see every key"
+    return None
 
 
-def known_keys(chosen: Sequence[str]) -> list[str]:
-    """Every dotted key of the composition under these group choices, inner nodes included."""
+@functools.lru_cache(maxsize=8)
+def known_keys(chosen: tuple[str, ...]) -> dict[str, type]:
+    """Every dotted key of the composition under these group choices, inner nodes included, and the type of its value."""
     from hydra import compose as hydra_compose
     from omegaconf import OmegaConf
 
+    found: dict[str, type] = {}
     tree = OmegaConf.to_container(hydra_compose("config", overrides=list(chosen)), resolve=False)
-    leaves = list(flatten(tree))
-    return sorted({".".join(leaf.split(".")[: i + 1]) for leaf in leaves for i in range(leaf.count(".") + 1)})
+    assert isinstance(tree, dict)
+    waiting: list[tuple[Any, Any]] = list(tree.items())
+    while waiting:
+        key, value = waiting.pop(0)
+        found[str(key)] = type(value)
+        if isinstance(value, dict):
+            waiting += [(f"{key}.{name}", inner) for name, inner in value.items()]
+    return found

@@ -1,4 +1,4 @@
-"""Finds a run by what people call it: its key, the beginning of its key, its rung, or rung/seed."""
+"""Finds a run by what people call it: its key, the beginning of its key, its rung, or rung/seed; launched ones first."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,7 +8,9 @@ from typing import Any
 
 from gopher.errors import UsageError, did_you_mean
 from gopher.record import RunFolder
-from sweeps.study import Study
+from gopher.spec import to_json
+from sweeps.settings import Settings
+from sweeps.study import PlannedRun, Study
 
 LISTED = 8  # candidates named when a word fits several runs
 
@@ -19,6 +21,7 @@ class Found:
 
     folder: RunFolder
     spec: dict[str, Any]
+    planned: PlannedRun | None = None  # a run of the study that has no folder yet
 
     @property
     def key(self) -> str:
@@ -40,15 +43,33 @@ def known_runs(output_root: Path) -> Iterator[Found]:
             yield Found(folder=RunFolder(path.parent), spec=spec)
 
 
-def find_run(word: str, runs: list[Found], study: Callable[[], Study]) -> Found:
-    """The one run that `word` names; where a rung fits several, the study's own win. Raises `UsageError` with the candidates."""
-    found = [r for r in runs if r.key == word] or [r for r in runs if len(word) >= 2 and r.key.startswith(word)]
+def planned_runs(study: Study, settings: Settings) -> list[Found]:
+    """The study's runs, launched or not, with their specs as their files say them."""
+    return [
+        Found(folder=RunFolder(settings.run_dir(run.spec.key)), spec=json.loads(to_json(run.spec)), planned=run)
+        for run in study.runs
+    ]
+
+
+def called(word: str, runs: list[Found]) -> list[Found]:
+    """All runs that `word` fits."""
+    by_key = [r for r in runs if r.key == word] or [r for r in runs if len(word) >= 2 and r.key.startswith(word)]
+    rung, _, seed = word.partition("/")
+    return by_key or [r for r in runs if r.spec.get("rung") == rung and seed in ("", str(r.spec.get("seed")))]
+
+
+def find_run(word: str, runs: list[Found], study: Callable[[], Study], settings: Settings) -> Found:
+    """The one run that `word` names: a launched one, or one that the study plans; where it fits several, the study's own win.
+
+    Raises `UsageError` with the candidates.
+    """
+    found = called(word, runs)
     if not found:
-        rung, _, seed = word.partition("/")
-        found = [r for r in runs if r.spec.get("rung") == rung and seed in ("", str(r.spec.get("seed")))]
-        if len(found) > 1:
-            own = {run.spec.key for run in study().runs}
-            found = [r for r in found if r.key in own] or found
+        runs = [*runs, *planned_runs(study(), settings)]
+        found = called(word, runs)
+    if len(found) > 1:
+        own = {run.spec.key for run in study().runs}
+        found = [r for r in found if r.key in own] or found
     if len(found) == 1:
         return found[0]
     if found:
@@ -56,7 +77,7 @@ def find_run(word: str, runs: list[Found], study: Callable[[], Study]) -> Found:
         raise UsageError(f"'{word}' fits {len(found)} runs: {named}; give more of the key")
     names = list(dict.fromkeys(name for r in runs for name in (r.key, str(r.spec.get("rung")))))
     raise UsageError(
-        f"no launched run is called '{word}'{did_you_mean(word, names)}; `gopher status` lists the sweep's runs with their keys"
+        f"no run is called '{word}'{did_you_mean(word, names)}; `gopher status` lists the sweep's runs with their keys"
     )
 
 

@@ -4,6 +4,7 @@ Where a launched sweep stands can then be told at once and without its text or i
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
@@ -19,10 +20,22 @@ NAMES_RUNS = (
 )  # the settings that tell one sweep from another; the rest never changes which runs it has
 
 
+ABOUT_ONE_COMMAND = ("detach", "watch", "format")
+
+
+def key_of(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def command_line(verb: str, overrides: Sequence[str], *more: str) -> str:
+    """What to type for another command on the same sweep: the user's own words, but for how one command runs."""
+    return shlex.join(["gopher", verb, *(w for w in overrides if key_of(w) not in ABOUT_ONE_COMMAND), *more])
+
+
 def naming_words(overrides: Sequence[str]) -> list[str]:
     """The overrides that decide which runs a sweep has, in their order."""
     others = {f.name for f in fields(Settings)} - set(NAMES_RUNS)
-    return [word for word in overrides if word.lstrip("+~").partition("=")[0].partition(".")[0] not in others]
+    return [word for word in overrides if key_of(word).partition(".")[0] not in others]
 
 
 def keep(study: Study, overrides: Sequence[str], settings: Settings) -> None:

@@ -142,8 +142,8 @@ def held(folder: Path, name: str) -> Iterator[Lease]:
         found = read(folder)
         if found is not None and found.live:
             raise SetupError(
-                f"sweep '{name}' is being launched by {found}; wait for it, stop it with `gopher stop sweep={name}`, "
-                f"or watch it with `gopher status sweep={name} watch=true`"
+                f"sweep '{name}' is being launched by {found}; wait for it, stop it with `gopher stop` or watch it with "
+                "`gopher status watch=true`, both with the words of this command"
             )
         if found is not None:
             remove_stale(folder, found.holder.id)

@@ -11,6 +11,13 @@ from gopher.spec import build, require
 FOLLOWING = ("fit", "report", "suggest")  # verbs that need no words of their own
 
 
+def require_at_least(section: str, settings: Any, **minimum: float) -> None:
+    """Refuse numbers below their minimum (and NaN); None says nothing."""
+    for name, least in minimum.items():
+        value = getattr(settings, name)
+        require(value is None or value >= least, f"{section}.{name} is {value}; give {least:g} or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
     address: str = "local"  # local: a Ray of our own; auto or host:port: an existing one
@@ -18,6 +25,9 @@ class ClusterSettings:
     gpus: int | None = None
     usd_per_gpu_hour: float | None = None
     usd_per_cpu_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least("cluster", self, cpus=1, gpus=0, usd_per_gpu_hour=0, usd_per_cpu_hour=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,12 @@ class LaunchSettings:
     max_gpu_hours: float | None = None  # of the whole sweep: nothing more starts beyond
     max_usd: float | None = None
     patience_seconds: float = 60.0  # how long the end of a launch waits for an unreachable MLflow
+
+    def __post_init__(self) -> None:
+        require(self.hang_seconds > 0, f"launch.hang_seconds is {self.hang_seconds:g}; give seconds above zero")
+        require_at_least(
+            "launch", self, max_parallel_runs=1, max_attempts=1, max_gpu_hours=0, max_usd=0, patience_seconds=0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +81,9 @@ class UiSettings:
     port: int = 5000
     open: bool = False
 
+    def __post_init__(self) -> None:
+        require(1 <= self.port <= 65535, f"ui.port is {self.port}; give a port between 1024 and 65535")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -92,10 +111,6 @@ class Settings:
         require(
             self.launch.max_usd is None or priced,
             "launch.max_usd is set without a price; set cluster.usd_per_gpu_hour or cluster.usd_per_cpu_hour",
-        )
-        require(
-            self.launch.hang_seconds > 0,
-            f"launch.hang_seconds is {self.launch.hang_seconds:g}; give seconds above zero",
         )
         require(self.gate in ("none", "ladder"), f"gate is '{self.gate}'; use none or ladder")
         odd = [t for t in self.tasks if not t or "/" in t or t.startswith(".")]

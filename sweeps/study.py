@@ -11,7 +11,7 @@ from gopher.errors import UsageError, did_you_mean
 from gopher.identity import flatten
 from gopher.parent import Parent, find_parent
 from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build, check_shares, plain_name
-from sweeps.compose import Composed, compose, groups, hydra_session
+from sweeps.compose import Composed, compose, groups, hydra_session, read_word
 
 RUN_SECTIONS = ("model", "optim", "batch", "precision", "evaluation")
 RUN_GROUPS = ("data", "tokenizer", "optim", "precision", "evaluation")  # config groups that may be an axis
@@ -55,6 +55,7 @@ def load_study(compose: ComposeFn, overrides: Sequence[str]) -> Study:
         if key in ("model", "rung", "axes.model", "axes.rung"):
             raise UsageError(f"{override} names a model but a sweep names its rungs; write rungs=[{value.strip('[]')}]")
     base = compose(overrides).tree
+    refuse_overruled(overrides, base)
     rungs = check_rungs(base["rungs"])
     texts = Inputs(Path(base["output_root"]))
     runs = [run for rung in rungs for run in expand_rung(compose, overrides, rung, texts)]
@@ -71,6 +72,17 @@ def study_of(overrides: Sequence[str]) -> Study:
     """
     with hydra_session():
         return load_study(compose, overrides)
+
+
+def refuse_overruled(overrides: Sequence[str], tree: dict[str, Any]) -> None:
+    """A value beside an axis over the same key would change nothing, which nobody means."""
+    axes = axis_lists(tree["axes"])
+    for word in map(read_word, overrides):
+        for key, value in word.leaves.items():
+            if key in axes:
+                raise UsageError(
+                    f"{word.text} would do nothing, because the sweep has axes.{key}={axes[key]}; write axes.{key}=[{value}]"
+                )
 
 
 def check_name(name: Any) -> str:

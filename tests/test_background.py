@@ -1,36 +1,79 @@
 """A detached launch outlives its terminal and says how to follow and stop it; a job server that isn't there is one sentence;
 a launch whose Ray was lost begins anew with the same words."""
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import pytest
+
+from gopher.errors import SetupError, UsageError
 from sweeps.backends import LOST_TIMES
-from sweeps.background import MAX_LOST, command, detach
-from sweeps.settings import Settings
+from sweeps.background import MAX_LOST, command, detach, submit_job, without_password
+from sweeps.compose import compose, hydra_session
+from sweeps.launched import command_line
+from sweeps.lease import held
+from sweeps.settings import ClusterSettings, Settings, TrackingSettings, settings_of
+
+ADDRESS = "postgresql+psycopg://me:hunter2@127.0.0.1:9/db"
 
 
-def test_the_words_of_a_launch_are_kept_but_for_detach() -> None:
-    words = command(["sweep=demo", "detach=true", "axes.seed=[1,2]"])
-    assert words == [sys.executable, "-m", "sweeps.cli", "launch", "sweep=demo", "axes.seed=[1,2]"]
+@pytest.mark.parametrize("word", ["detach=true", "+detach=true", "++detach=true"])
+def test_a_detached_launch_does_not_detach_again(word: str) -> None:
+    words = command(["sweep=demo", word, "axes.seed=[1,2]"])
+    assert words == [sys.executable, "-m", "sweeps.cli", "launch", "sweep=demo", "axes.seed=[1,2]", "detach=false"]
 
 
-def test_a_detached_launch_runs_in_a_session_of_its_own_and_writes_a_log(tmp_path: Path) -> None:
+def test_the_next_command_has_the_words_of_the_person() -> None:
+    words = ["sweep=demo", "name=k", "axes.seed=[1,2]", "++detach=true", "format=json", "watch=false"]
+    assert command_line("stop", words) == "gopher stop sweep=demo name=k 'axes.seed=[1,2]'"
+
+
+def test_a_launch_that_ends_at_once_is_told_with_its_words_and_its_code(tmp_path: Path) -> None:
     said: list[str] = []
     settings = Settings(output_root=str(tmp_path), name="demo")
-    assert detach(["sweep=nowhere"], settings, said.append) == 0  # the driver itself fails: its sentence is in the log
-    assert "follow: gopher status sweep=demo watch=true" in said[0] and "stop: gopher stop sweep=demo" in said[0]
-    log, deadline = tmp_path / "sweeps" / "demo" / "launch.log", time.monotonic() + 20
-    while "nowhere" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert "nowhere" in log.read_text()
+    assert detach(["sweep=nowhere"], settings, said.append) == 2
+    assert "sweep=nowhere is not a known choice" in said[0] and "background" not in said[0]
+    assert "nowhere" in (tmp_path / "sweeps" / "demo" / "launch.log").read_text()
+
+
+def test_a_sweep_that_is_being_launched_is_not_detached_a_second_time(tmp_path: Path) -> None:
+    settings = Settings(output_root=str(tmp_path), name="demo")
+    with (
+        held(settings.sweep_dir, "demo"),
+        pytest.raises(SetupError, match=f"being launched by process {os.getpid()}"),
+    ):
+        detach(["sweep=demo"], settings, print)
+
+
+def test_a_password_is_in_no_command_line(tmp_path: Path) -> None:
+    settings = Settings(output_root=str(tmp_path), name="demo", tracking=TrackingSettings(uri=ADDRESS))
+    words, environment = without_password(["sweep=demo", f"++tracking.uri={ADDRESS}"], settings)
+    assert "hunter2" not in " ".join(words) and environment == {"GOPHER_TRACKING_URI": ADDRESS}
+    with hydra_session(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOPHER_TRACKING_URI", ADDRESS)
+        assert settings_of(compose(words).tree).tracking.uri == ADDRESS
+    plain = Settings(output_root=str(tmp_path), name="demo", tracking=TrackingSettings(uri="http://127.0.0.1:1"))
+    assert without_password(["tracking.uri=http://127.0.0.1:1"], plain) == (["tracking.uri=http://127.0.0.1:1"], {})
+
+
+def test_a_job_gets_no_password_and_the_folder_that_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = ClusterSettings(address="127.0.0.1:1")
+    secret = Settings(output_root="out", name="demo", cluster=cluster, tracking=TrackingSettings(uri=ADDRESS))
+    with pytest.raises(UsageError, match="tracking.uri holds a password"):
+        submit_job(["sweep=demo"], secret)
+    got: list[object] = []
+    monkeypatch.setattr("sweeps.backends.ray_jobs.submit", lambda words, address: got.extend((words, address)) or "job")
+    monkeypatch.chdir(tmp_path)
+    assert submit_job(["output_root=out", "+detach=true"], Settings(output_root="out", name="demo", cluster=cluster))
+    assert got == [["output_root=out", "detach=false", f'output_root="{tmp_path / "out"}"'], "127.0.0.1:1"]
 
 
 def test_a_missing_job_server_is_told_with_the_cure(tmp_path: Path) -> None:
     code = (
         "from sweeps.backends.ray_jobs import submit\nfrom gopher.errors import SetupError\n"
-        "try: submit(['sweep=demo'])\nexcept SetupError as error: print(error)"
+        "try: submit(['sweep=demo'], 'auto')\nexcept SetupError as error: print(error)"
     )
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -40,7 +83,7 @@ def test_a_missing_job_server_is_told_with_the_cure(tmp_path: Path) -> None:
 
 
 def test_a_lost_ray_is_waited_for_a_bounded_number_of_times() -> None:
-    code = "from sweeps.background import start_again; print(start_again(['sweep=demo']))"
+    code = "from sweeps.background import start_again; print(start_again(['sweep=demo'], None))"
     environment = {"PATH": "/usr/bin:/bin", LOST_TIMES: str(MAX_LOST)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "False\n"

@@ -31,6 +31,12 @@ def test_help_lists_every_verb(tmp_path: Path) -> None:
         (["fit", "sweep=demo"], 2, "demo"),
         (["forecast", "freez"], 2, "did you mean 'freeze'"),
         (["forecast", "freeze"], 2, "no target is given"),
+        (["plan", "cluster.cpus=0"], 2, "cluster.cpus is 0; give 1 or more"),
+        (["plan", "cluster.cpus=-1"], 2, "cluster.cpus is -1; give 1 or more"),
+        (["plan", "launch.max_attempts=0"], 2, "launch.max_attempts is 0; give 1 or more"),
+        (["plan", "launch.max_gpu_hours=-2"], 2, "launch.max_gpu_hours is -2"),
+        (["plan", "launch.max_usd=nan", "cluster.usd_per_cpu_hour=1"], 2, "launch.max_usd is nan; give 0 or more"),
+        (["plan", "ui.port=0"], 2, "ui.port is 0"),
         (["launch", "tracking=server", "tracking.uri=./mlruns"], 2, "file store"),
     ],
 )

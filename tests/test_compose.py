@@ -3,7 +3,7 @@
 import pytest
 
 from gopher.errors import UsageError
-from sweeps.compose import compose, groups, hydra_session
+from sweeps.compose import compose, groups, hydra_session, known_keys
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +21,41 @@ def session():  # type: ignore[no-untyped-def]
         ("precision=fp8", "precision has bfloat16_sr, float32, mixed"),
         ("demo", "'demo' is not an override; write key=value"),
         ("model.d_modle=64", "did you mean 'model.d_model'"),
+        ("data=../model/54k", "data=../model/54k is not a known choice"),
+        ("cluster=../sweep/demo", "(cluster has local, ray)"),
+        ("sweep=[demo,demo_lr]", "sweep=[demo,demo_lr] is not a known choice"),
+        ("data=null", "data=null is not a known choice"),
+        ("+data@optim=local", "unknown key 'data@optim'"),
+        ("~tokens", "~tokens would take a part of the config away; give tokens another value"),
+        ("~optim", "~optim would take a part of the config away"),
+        ("~axes", "~axes would take a part of the config away"),
+        ("axes=5", "axes is 5 but has keys of its own"),
+        ("placement=5", "as in placement.workers=..."),
+        ("data.weights=5", "data.weights is 5 but has keys of its own"),
+        ("data.subsets=5", "data.subsets is 5; give a list of values"),
+        ("launch={foo: 1}", "unknown key 'launch.foo'"),
+        ("launch={max_attempt: 1}", "did you mean 'launch.max_attempts'"),
+        ("extra_seeds.54k=[1]", "write 'extra_seeds={54k: [1]}'"),
+        ("tracking.uri=http://a/b?x=y", "quote the value: 'tracking.uri=\"...\"'"),
+        ("optim.lr=1,2", "write axes.optim.lr=[...]"),
     ],
 )
 def test_mistakes_are_one_sentence_with_the_cure(override: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         compose([override])
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_rung_has_the_same_keys() -> None:
+    """So that a composition need not be looked through once per rung."""
+    first, *others = (known_keys((f"model={rung}",)).keys() for rung in groups()["model"])
+    assert all(keys == first for keys in others)
+
+
+def test_values_may_be_quoted_and_sections_given_as_mappings() -> None:
+    tree = compose(['tracking.uri="http://a/b?x=y"', "launch={max_attempts: 7}", "~axes.seed"]).tree
+    assert tree["tracking"]["uri"] == "http://a/b?x=y" and tree["axes"] == {}
+    assert tree["launch"]["max_attempts"] == 7 and tree["launch"]["hang_seconds"] == 900
 
 
 def test_every_choice_of_every_group_composes() -> None:

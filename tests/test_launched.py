@@ -1,16 +1,20 @@
 """The record of a launch names the same runs, answers only to the same words, and is passed over when it cannot be read."""
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 from studies import write_text
 
 from gopher.errors import UsageError
+from gopher.record import FINISHED, RunFolder, RunState
 from sweeps import launched
 from sweeps.compose import compose, hydra_session
 from sweeps.settings import Settings, settings_of
 from sweeps.study import study_of
 from sweeps.verbs import status
+from sweeps.verbs.launch import forget_stop, report_end
 
 
 @pytest.fixture
@@ -42,6 +46,34 @@ def test_status_of_a_launched_sweep_needs_no_text(words: list[str], capsys: pyte
     with hydra_session():
         assert status.run(compose, words) == 0
     assert "54k" in capsys.readouterr().out
+
+
+def test_the_end_of_a_launch_as_json_and_in_the_words_of_the_person(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*words, "name=k", "format=json"]
+    study = study_of(words)
+    with hydra_session():
+        settings = settings_of(compose(words).tree)
+    for spec in study.specs:
+        state = RunState(state=FINISHED, step=spec.steps, val_loss=4.0)
+        RunFolder(settings.run_dir(spec.key)).write_state(state)
+    assert report_end(study, settings, words) == 0
+    out, err = capsys.readouterr()
+    assert [r["state"] for r in json.loads(out)["runs"]] == [FINISHED] * len(study.runs)
+    named = " ".join(shlex.quote(w) for w in words[:-1])
+    assert f"gopher fit {named}   gopher report {named}" in err.replace("\n", " ")
+
+
+def test_a_stop_that_was_asked_for_while_a_launch_starts_is_kept_and_an_older_one_is_forgotten(tmp_path: Path) -> None:
+    mark = tmp_path / "stop"
+    forget_stop(mark, "mine")
+    mark.write_text("mine")  # came while this launch was starting
+    forget_stop(mark, "mine")
+    assert mark.exists()
+    mark.write_text("theirs")
+    forget_stop(mark, "mine")
+    assert not mark.exists()
 
 
 def test_every_setting_of_the_config_is_read(words: list[str]) -> None:

@@ -32,7 +32,7 @@ def test_a_second_launch_is_told_who_holds_the_sweep(tmp_path: Path) -> None:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert f"sweep 'demo' is being launched by process {os.getpid()} on " in done.stdout
-        assert "last heard" in done.stdout and "gopher stop sweep=demo" in done.stdout
+        assert "last heard" in done.stdout and "stop it with `gopher stop`" in done.stdout
     with lease.held(tmp_path, "demo"):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -102,6 +102,13 @@ def test_state_is_none_before_the_first_write(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"state": "running", "step": "x"}', '{"of_another_version": 1}'])
+def test_a_state_that_cannot_be_read_is_none_with_a_warning(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    with pytest.warns(UserWarning, match="state.json cannot be read"):
+        assert RunFolder(tmp_path).state() is None
+
+
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(GopherError, match="launch the run first"):
         RunFolder(tmp_path / "none").spec()

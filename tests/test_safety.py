@@ -130,6 +130,17 @@ def test_what_is_kept_with_a_run_has_no_password(tmp_path: Path) -> None:
     [
         ("at https://TOKEN@host/x", "at https://***@host/x"),
         ("mysql://h/db?password=abc&y=1", "mysql://h/db?password=***&y=1"),
+        ("host=h password=ab/c user=me", "host=h password=*** user=me"),
+        ("host=h password = 'a b\\'c' user=me", "host=h password = *** user=me"),
+        ("password=abc", "password=***"),
+        (
+            "x:///?odbc_connect=DRIVER%3DX%3BPWD%3Da%25b%3BUID%3Dme",
+            "x:///?odbc_connect=DRIVER%3DX%3BPWD%3D***%3BUID%3Dme",
+        ),
+        ("DRIVER=X;PWD={a;b c};UID=me", "DRIVER=X;PWD=***;UID=me"),
+        ("x://me:a b'c\"e@h:5/db is down, ask a@b.c", "x://me:***@h:5/db is down, ask a@b.c"),
+        ("x://h:5000 is down, ask a@b.c", "x://h:5000 is down, ask a@b.c"),
+        ("tokens=20 launch.max_attempts=3", "tokens=20 launch.max_attempts=3"),
         ("http://h:5000/a", "http://h:5000/a"),
         ("postgresql://u@h/db", "postgresql://u@h/db"),
         ("a@b.c wrote to http://h:1", "a@b.c wrote to http://h:1"),

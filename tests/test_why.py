@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from studies import demo_spec
+from studies import TINY, demo_spec, write_text
 
 from gopher.errors import UsageError
 from gopher.identity import flatten
@@ -19,6 +19,7 @@ from gopher.spec import DataSpec, Placement, RunSpec
 from gopher.worker_log import worker_log
 from sweeps.cli import main
 from sweeps.find import find_run, known_runs
+from sweeps.settings import Settings
 from sweeps.study import Study
 from sweeps.verbs.why import LABELS
 from sweeps.worker_output import read_lines
@@ -76,6 +77,20 @@ def test_every_state_has_its_sentence(root: Path, capsys: pytest.CaptureFixture[
     assert "free cores" in ask(capsys, ["why", "tiny/4", "format=json", f"output_root={root}"])["because"]
 
 
+def test_a_planned_run_is_explained_and_cannot_be_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "text")
+    words = ["rungs=[54k]", "data=local", f"data.path={tmp_path / 'text'}", *TINY, f"output_root={tmp_path}"]
+    answer = ask(capsys, ["why", "54k/1", "format=json", *words])
+    assert answer["state"] is None and answer["because"].startswith("is planned and was not launched yet")
+    assert [d["present"] for d in answer["depends_on"]] == [False, False] and answer["nearest"] is None
+    assert ask(capsys, ["why", answer["key"], "format=json", *words]) == answer
+    monkeypatch.setattr(sys, "argv", ["gopher", "stop", "54k/1", *words])
+    assert main() == 2 and "was not launched yet" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_why_as_text(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sweeps.cli", "why", "tiny/2", f"output_root={root}"], capture_output=True, text=True
@@ -84,11 +99,12 @@ def test_why_as_text(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "sentence"), [("tiny", "fits 5 runs"), ("tinny", "did you mean 'tiny'"), ("tiny/9", "no launched run")]
+    ("word", "sentence"), [("tiny", "fits 5 runs"), ("tinny", "did you mean 'tiny'"), ("tiny/9", "no run is called")]
 )
 def test_a_word_that_is_no_run_is_told(root: Path, word: str, sentence: str) -> None:
+    settings = Settings(output_root=str(root), name="s")
     with pytest.raises(UsageError, match=sentence):
-        find_run(word, list(known_runs(root)), lambda: Study(name="s", rungs=(), runs=()))
+        find_run(word, list(known_runs(root)), lambda: Study(name="s", rungs=(), runs=()), settings)
 
 
 def test_worker_output_warnings_and_crashes_are_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +126,15 @@ def test_worker_output_warnings_and_crashes_are_kept(root: Path, capsys: pytest.
         and "rank0: chunked attention" in said
     )
     assert "a checkpoint is corrupt" in said and "ZeroDivisionError" in said
+
+
+def test_logs_as_json_are_one_object_a_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = add(root, demo_spec(seed=7))
+    folder.event("rewind", 3, "back to 2")
+    sys.argv = ["gopher", "logs", "tiny/7", "format=json", f"output_root={root}"]
+    assert main() == 0
+    (said,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said["source"] == "events" and said["line"].endswith("step 3 rewind: back to 2")
 
 
 def test_a_native_crash_leaves_its_stack(root: Path) -> None:

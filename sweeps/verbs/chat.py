@@ -21,7 +21,9 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     check(chat)
     folder = Path(word)
     if not folder.is_dir():
-        folder = find_run(word, list(known_runs(settings.root)), lambda: load_study(compose, rest)).folder.path
+        folder = find_run(
+            word, list(known_runs(settings.root)), lambda: load_study(compose, rest), settings
+        ).folder.path
 
     from gopher.dialogue import Dialogue
     from gopher.inference import open_rung

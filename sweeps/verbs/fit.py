@@ -30,7 +30,7 @@ def fit_request(tree: dict[str, Any], settings: Settings) -> Any:
     if tree["points"] is None and settings.tracking.uri is None and not (settings.root / "mlflow.db").exists():
         raise UsageError(
             f"{settings.root} has no MLflow database, so the sweep '{settings.name}' was not launched there; "
-            f"run gopher launch sweep={settings.name}, or name its folder with output_root=DIR"
+            "run gopher launch with the same words, or name its folder with output_root=DIR"
         )
     values = {k: tree[k] for k in (*REQUEST_KEYS, *SETTING_KEYS) if k in tree}
     values["sweep"] = None if values.get("points") else settings.name

@@ -1,11 +1,13 @@
 """`gopher launch`: train what a sweep is missing, mirror it to MLflow, and say what to do next."""
 
+import contextlib
 import importlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import yaml
 
@@ -31,19 +33,20 @@ from sweeps.drive import (
 from sweeps.folders import make_folders
 from sweeps.lookout import stop_mark
 from sweeps.provenance import check_clean, code_state
-from sweeps.redact import redacted
+from sweeps.redact import hide_secrets, redacted
 from sweeps.schedule import Status
 from sweeps.screen import Screen, console
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
 from sweeps.study import ComposeFn, Study, load_study
 from sweeps.track import Tracker
+from sweeps.verbs.status import as_json
 
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     """Exit code 0 when all runs are finished, 130 when a person stopped it; other ends raise."""
     settings = settings_of(compose(overrides).tree)
-    say = console(stderr=True).print
+    say = partial(console(stderr=True).print, markup=False)
     if settings.detach:
         load_study(compose, overrides)  # mistakes are told here, not in a log
         return detach(overrides, settings, say)
@@ -53,8 +56,8 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     except Detach:
         return detach(overrides, settings, say)
     except BackendLost as lost:
-        say(f"{lost}; starting again", markup=False)
-        start_again(overrides)
+        say(f"{lost}; starting again")
+        start_again(overrides, settings)
         raise
 
 
@@ -80,10 +83,10 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
             console(stderr=True).print(
                 f"nothing to start: all {len(study.runs)} runs of {study.name} are finished and in MLflow"
             )
-            return report_end(study, settings)
+            return report_end(study, settings, overrides)
         settings.root.mkdir(parents=True, exist_ok=True)
         check_space(missing, settings)
-        stop_mark(settings).unlink(missing_ok=True)
+        forget_stop(stop_mark(settings), own.holder.id)
         make_folders(missing, settings)
         launched.keep(study, overrides, settings)
         # A new sqlite file takes MLflow seconds, starting Ray takes others: both at once. A server may be down: that is learnt first.
@@ -97,9 +100,17 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         work = Work(runs=missing, scored=unscored, gates=gates)
         train(study, work, settings, tracker, opened, begin if away else None, own)
         if stop_mark(settings).exists():
-            console(stderr=True).print(f"stopped; `gopher resume sweep={study.name}` goes on")
+            again = hide_secrets(launched.command_line("resume", overrides))
+            console(stderr=True).print(f"stopped; `{again}` goes on", markup=False)
             return 130
-    return report_end(study, settings)
+    return report_end(study, settings, overrides)
+
+
+def forget_stop(mark: Path, own_id: str) -> None:
+    """Take away what stopped an earlier launch; a wish that came since this one holds the sweep stays."""
+    with contextlib.suppress(FileNotFoundError):
+        if mark.read_text("utf-8") != own_id:
+            mark.unlink()
 
 
 def open_tracking(tracker: Tracker, config: str, subsets: list[str]) -> None:
@@ -196,16 +207,16 @@ def ask(say: Callable[[str], None]) -> str:
     return "detach" if sys.stdin.readline().strip().lower().startswith("d") else "stop"
 
 
-def report_end(study: Study, settings: Settings) -> int:
-    raise_if_failed(study, settings)
+def report_end(study: Study, settings: Settings, overrides: Sequence[str]) -> int:
     rows = run_rows(study.specs, settings)
+    if settings.format == "json":
+        print(as_json(study.name, rows))
+    raise_if_failed(study, settings)
     best = min((r.val_loss, r.rung) for r in rows if r.val_loss is not None)
-    output = "" if settings.output_root == "outputs" else f" output_root={settings.output_root}"
     say = console(stderr=True).print
     say(f"{len(rows)} runs finished; lowest validation loss {best[0]:.4f} nats/token at {best[1]}")
-    say(
-        f"next: gopher fit sweep={study.name}{output}   gopher report sweep={study.name}{output}   gopher ui sweep={study.name}{output}"
-    )
+    following = "   ".join(launched.command_line(verb, overrides) for verb in ("fit", "report", "ui"))
+    say(f"next: {hide_secrets(following)}", markup=False)
     return 0
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
+from sweeps.launched import command_line
 from sweeps.provenance import code_state, versions
+from sweeps.redact import hide_secrets
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn, check_rungs
 from sweeps.track import Tracker
@@ -28,7 +30,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     from_sweep = request.points is None
     curves = curves_from_mlflow(settings.tracking_uri, settings.name) if from_sweep else []
     folder = report_folder(settings, request.points)
-    command = f"gopher report {' '.join(overrides)}".strip()
+    launch, command = (hide_secrets(command_line(verb, overrides)) for verb in ("launch", "report"))
     page = write_report(
         result,
         result.points,
@@ -38,7 +40,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         tasks=scores_from_mlflow(settings.tracking_uri, settings.name) if from_sweep else [],
         forecasts=load_all(settings.sweep_dir / "forecasts") if from_sweep else [],
         provenance=report_provenance(),
-        commands=[f"gopher launch sweep={settings.name}", command] if from_sweep else [command],
+        commands=[launch, command] if from_sweep else [command],
     )
     if from_sweep:
         log_report(settings, check_rungs(tree["rungs"]), result, folder)

@@ -9,7 +9,7 @@ from gopher.spec import RunSpec
 from sweeps import launched
 from sweeps.screen import Screen, console, status_table
 from sweeps.settings import Settings, settings_of
-from sweeps.status import run_rows
+from sweeps.status import RunRow, run_rows
 from sweeps.study import ComposeFn, load_study
 
 REFRESH_SECONDS = 2.0
@@ -19,13 +19,16 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     settings = settings_of(compose(overrides).tree)
     specs = launched.specs_of(overrides, settings) or load_study(compose, overrides).specs
     if settings.format == "json":
-        runs = [asdict(row) for row in run_rows(specs, settings)]
-        print(json.dumps({"sweep": settings.name, "runs": runs}, indent=2))
+        print(as_json(settings.name, run_rows(specs, settings)))
     elif settings.watch is True:
         watch(specs, settings)
     else:
         console().print(status_table(settings.name, run_rows(specs, settings)))
     return 0
+
+
+def as_json(name: str, rows: Sequence[RunRow]) -> str:
+    return json.dumps({"sweep": name, "runs": [asdict(row) for row in rows]}, indent=2)
 
 
 def watch(specs: Sequence[RunSpec], settings: Settings) -> None:

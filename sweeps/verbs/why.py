@@ -22,7 +22,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     word, rest = one_word("why", list(overrides))
     settings = settings_of(compose(rest).tree)
     runs = list(known_runs(settings.root))
-    found = find_run(word, runs, lambda: load_study(compose, rest))
+    found = find_run(word, runs, lambda: load_study(compose, rest), settings)
     answer = explain(found, runs, settings)
     if settings.format == "json":
         print(json.dumps(answer, indent=2))
@@ -51,6 +51,8 @@ def explain(found: Found, runs: list[Found], settings: Settings) -> dict[str, An
 def because(found: Found, state: RunState | None, settings: Settings) -> str:
     """What the run waits for, works on or failed of, in one sentence."""
     again = "gopher launch of its sweep"
+    if found.planned:
+        return f"is planned and was not launched yet; {again} trains it"
     if state is None or state.state == QUEUED:
         missing = [d["what"] for d in dependencies(found, settings.root) if not d["present"]]
         if missing:
@@ -108,7 +110,8 @@ def dependencies(found: Found, root: Path) -> list[dict[str, Any]]:
     tokenizer, data = str(found.spec.get("tokenizer_key")), str(found.spec.get("data_key"))
     places = [("tokenizer", tokenizer, root / "tokenizers" / tokenizer), ("data", data, root / "data" / data)]
     if parent := found.spec.get("parent"):
-        places.append(("parent checkpoint", str(parent), Path(str(found.folder.placement().parent_dir))))
+        placement = found.planned.placement if found.planned else found.folder.placement()
+        places.append(("parent checkpoint", str(parent), Path(str(placement.parent_dir))))
     return [{"what": w, "key": k, "folder": str(p), "present": p.is_dir()} for w, k, p in places]
 
 
