@@ -385,6 +385,8 @@ def optimum_findings(result: FitResult) -> list[Finding]:
     o = result.optimum
     if o is None:
         return []
+    if not o.starts:
+        return [Finding(level="note", text="Nothing was searched: the minimum is found in closed form.")]
     text = f"{percent(100 * o.start_share)} of {o.starts:,} starts reached the minimum"
     text += (
         "; no other distinct minimum was found."

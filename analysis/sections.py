@@ -113,7 +113,10 @@ def evidence(fit: FitResult) -> str:
         else number(o.runner_up)
     )
     rows = (
-        ("starts that reached the minimum", f"{percent(100 * o.start_share)} of {o.starts:,}"),
+        (
+            "starts that reached the minimum",
+            f"{percent(100 * o.start_share)} of {o.starts:,}" if o.starts else o.search,
+        ),
         ("objective of the next distinct minimum", runner),
         ("gradient, scale-free", power_of_ten(o.grad_norm)),
         ("condition number", number(o.condition, 2)),
