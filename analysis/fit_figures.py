@@ -59,7 +59,7 @@ def holdouts(fit: FitResult) -> Figure | None:
     ]
     names = list(dict.fromkeys(name for o in others for name in o))
     with sheet(title, height=95 + 16 * len(names) + 36 * len(held)) as (page, ax):
-        value_axis(ax.xaxis, *padded([*errors, 0.0], 0.08, log=False), "prediction against measurement, %", most=5)
+        value_axis(ax.xaxis, *padded([*errors, 0.0], 0.08, log=False), "prediction error, %", most=5)
         ax.axvline(0, color=MUTED, lw=1)
         for i, (h, other) in enumerate(zip(held, others, strict=True)):
             ends = interval_percent(h)

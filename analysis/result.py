@@ -87,7 +87,7 @@ class FitResult:
     verdict: Verdict
     holdout: tuple[HoldOut, ...]
     noise: Noise | None
-    resampling: str  # pairs: runs drawn with replacement | parametric: losses redrawn about the law | none
+    resampling: str  # pairs: runs drawn with replacement | parametric, residuals: losses redrawn about the law | none
     predictions: tuple[Prediction, ...] = ()
     allocation: Prediction | None = None  # N_opt, D_opt, tokens per parameter at the largest FLOPs of the points
     candidates: tuple[Candidate, ...] = ()

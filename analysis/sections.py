@@ -59,6 +59,7 @@ def method_sentence(fit: FitResult) -> str:
     how = {
         "pairs": "runs drawn with replacement",
         "parametric": "losses redrawn about the law, since so few rungs cannot be drawn with replacement",
+        "residuals": "losses redrawn about each budget's parabola with its own residuals",
         "none": "none",
     }.get(fit.resampling, fit.resampling)
     text = f"{n} runs, {convention(fit.parameters)}; objective: {fit.objective_name}, {number(fit.objective)} at the minimum."

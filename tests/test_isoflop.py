@@ -47,7 +47,7 @@ def test_budgets_without_a_minimum_are_listed_and_not_used():
     result = fit(points.take(kept), FitSettings(law="isoflop", bootstrap=0))
     rows = result.tables["isoflop"]
     assert [r["kept"] for r in rows] == [False] + [True] * 5 and "3 sizes, fewer than 4" in rows[0]["reason"]
-    assert parabola_minimum(np.geomspace(1, 10, 5), -np.square(np.linspace(-1, 1, 5)), np.ones(5)) is None
+    assert parabola_minimum(np.geomspace(1, 10, 5), -np.square(np.linspace(-1, 1, 5))) is None
     with pytest.raises(UsageError, match="1 of 1 FLOP budgets have a minimum"):
         fit(points.take(points.column("flops") == BUDGETS[1]), FitSettings(law="isoflop"))
 
