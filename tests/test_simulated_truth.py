@@ -92,13 +92,16 @@ def test_held_out_rung_is_inside_its_prediction_interval(rung_scatter, law):
 def test_isoflop_exponent():
     """Seven budgets of 8 to 14 sizes; the truth is what the parabolas give without noise."""
     hits = {"N_exponent": [], "D_exponent": []}
+    planted = {name: np.array([v]) for name, v in HOFFMANN.items()}
     budgets = np.geomspace(6e18, 3e21, 7)
+    optima = np.array([law_named("chinchilla").allocate(planted, c)["N_opt"][0] for c in budgets])
     for k in range(STUDIES):
         rng = np.random.default_rng([4, k])
-        flops = np.repeat(budgets, rng.integers(8, 15, 7))
-        n = 0.11 * (flops / 6) ** 0.46 * 10 ** rng.uniform(0.05, 1.05, len(flops))
+        sizes = rng.integers(8, 15, 7)
+        flops, middle = np.repeat(budgets, sizes), np.repeat(optima, sizes)
+        n = middle * 10 ** rng.uniform(-0.5, 0.5, len(flops))
         d, noise = flops / 6 / n, np.exp(0.003 * rng.standard_normal(len(flops)))
-        settings = FitSettings(law="isoflop", bootstrap=250, holdout=0)
+        settings = FitSettings(law="isoflop", bootstrap=250, holdout=0, fallback=False)
         truth = fit(make_points(n, d, loss_of(n, d), flops=flops), replace(settings, bootstrap=0))
         found = fit(make_points(n, d, loss_of(n, d) * noise, flops=flops), settings)
         for name in hits:
