@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scaling import HOFFMANN, loss_of, make_points
 
+from analysis.findings import headline
 from analysis.fit import FitSettings, fit, to_json
 from analysis.isoflop import Minimum, held_out, parabola_minimum
 from analysis.rows import Points
@@ -105,3 +106,8 @@ def test_hold_out_intervals_cover_as_often_as_they_say():
         held = held_out("isoflop", [[m] for m in minima])[0]
         inside += held.interval95[0] < held.actual < held.interval95[1]
     assert 0.90 <= inside / 300 <= 0.99
+
+
+def test_held_out_sizes_are_told_as_counts():
+    told = headline(fit(grid(noise=0.0005), FitSettings(law="isoflop", bootstrap=0)))
+    assert "smaller budgets: " in told and "⁹" not in told and "," not in told.split("measured ")[1].split(":")[0]
