@@ -68,7 +68,8 @@ def pairs(e: Estimate, count: int, seed: int, counts: Array | None = None) -> Re
 def candidates(e: Estimate, rng: np.random.Generator, cloud: int = 600) -> Array:
     """Starting points for resamples: every minimum of the full data and a cloud of the expected spread around the best."""
     best = e.model.from_theta(e.optimum.minima)
-    return np.concatenate([best, best[0] + rng.standard_normal((cloud, e.model.size)) @ spread(e).T])
+    near = best[0] + rng.standard_normal((cloud, e.model.size)) @ spread(e).T
+    return np.clip(np.concatenate([best, near]), *e.model.limits)  # where the fit itself may not go, no resample starts
 
 
 def spread(e: Estimate) -> Array:

@@ -352,8 +352,7 @@ def band(ax: Any, x: Array, ends: tuple[Array, Array], strength: float = 0.16, n
 
 
 def zone(ax: Any, start: float, text: str = "extrapolation") -> None:
-    """Shade from `start` to the right edge: nothing was measured there."""
+    """Shade from `start` to the right edge: nothing was measured there. The legend says so: it may be too narrow for a word."""
     end = ax.get_xlim()[1]
     if end > start:
-        ax.axvspan(start, end, color=ZONE, zorder=0, linewidth=0)
-        label(ax, end, ax.get_ylim()[0], text, dx=-5, dy=9, ha="right", halo=ZONE, color=MUTED, style="italic")
+        ax.axvspan(start, end, facecolor=ZONE, edgecolor="#d6cfba", linewidth=0.8, zorder=0, label=text)

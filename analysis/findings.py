@@ -26,6 +26,7 @@ from analysis.result import FitResult, Prediction
 from analysis.words import GREEK, axis_words, equation, law_words, symbol
 
 Level = Literal["good", "note", "warning"]
+SIZE = 1e5  # what is held out is a loss or score below it, an optimal size above
 FAR_DECADES = 1.0  # beyond this a prediction is called a long extrapolation
 
 
@@ -139,8 +140,8 @@ def holdout_sentence(h: HoldOut) -> str:
         error = percent(h.error_percent, True)
         return f"{start}{value(h.predicted)}, measured {value(h.actual)}: {error}, with no interval to judge it by."
     verdict = "inside" if is_inside(h) else "OUTSIDE"
-    measured = same_places(h.actual, h.interval95)
-    return f"{start}{with_interval(h.predicted, *h.interval95)}, measured {measured}: {verdict} the 95 % interval."
+    measured = value(h.actual) if h.actual >= SIZE else same_places(h.actual, h.interval95)
+    return f"{start}{guess(h)}, measured {measured}: {verdict} the 95 % interval."
 
 
 def is_inside(h: HoldOut) -> bool | None:
@@ -150,7 +151,20 @@ def is_inside(h: HoldOut) -> bool | None:
 
 def value(v: float) -> str:
     """A loss or score as it is, an optimal size as a count."""
-    return count(v) if v >= 1e5 else number(v)
+    return count(v) if v >= SIZE else number(v)
+
+
+def guess(h: HoldOut) -> str:
+    """What was predicted, with its 95 % interval where there is one."""
+    if h.interval95 is None:
+        return value(h.predicted)
+    return f"{value(h.predicted)} {range95(h)}" if h.predicted >= SIZE else with_interval(h.predicted, *h.interval95)
+
+
+def range95(h: HoldOut) -> str:
+    """The 95 % interval in the words of `value`."""
+    low, high = h.interval95 or (float("nan"), float("nan"))
+    return f"[{value(low)}, {value(high)}]" if h.predicted >= SIZE else interval(low, high)
 
 
 def held_words(h: HoldOut) -> tuple[str, str]:
@@ -205,7 +219,7 @@ def holdout_findings(result: FitResult) -> list[Finding]:
         text = f"Held out: {name} is predicted from the {others} with an error of {percent(held.error_percent, True)}, {far}; there is no interval to judge it by."
         return [Finding(level="note", text=text)]
     inside = is_inside(held)
-    text = f"Held out: {name} ({value(held.actual)}) is {'inside' if inside else 'OUTSIDE'} the 95 % prediction interval {interval(*held.interval95)}"
+    text = f"Held out: {name} ({value(held.actual)}) is {'inside' if inside else 'OUTSIDE'} the 95 % prediction interval {range95(held)}"
     text += f"; the prediction is off by {percent(held.error_percent, True)}, {far}."
     return [Finding(level="good" if inside else "warning", text=text), *rolling_findings(result)]
 
@@ -385,6 +399,8 @@ def optimum_findings(result: FitResult) -> list[Finding]:
     o = result.optimum
     if o is None:
         return []
+    if not o.starts:
+        return [Finding(level="note", text="Nothing was searched: the minimum is found in closed form.")]
     text = f"{percent(100 * o.start_share)} of {o.starts:,} starts reached the minimum"
     text += (
         "; no other distinct minimum was found."

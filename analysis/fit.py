@@ -11,9 +11,9 @@ import numpy as np
 from analysis.bootstrap import Resamples, deviation, interval, resample
 from analysis.estimate import Estimate, estimate
 from analysis.holdout import HoldOut, error_log, next_rungs, rolling, size_axis
-from analysis.identify import Profile, Verdict, judge, structural_reasons
+from analysis.identify import Profile, Verdict, judge, other_size_reasons, structural_reasons
 from analysis.intervals import prediction_intervals
-from analysis.isoflop import fit_envelope, fit_isoflop
+from analysis.isoflop import FEWEST_BUDGETS, fit_envelope, fit_isoflop
 from analysis.law import Law
 from analysis.laws import AXES, LAWS, law_named, shared_offset
 from analysis.noise import Noise
@@ -56,10 +56,20 @@ def fit(points: Points, settings: FitSettings | None = None) -> FitResult:
     if name == "auto":
         return choose(points, s)
     if name in METHODS:
-        return METHODS[name](points, s)
+        return fit_method(points, name, s)
     if name == "shared_offset":
         return fit_law(points, shared_law(points, s), s)
     return fit_law(points, law_named(name, s.x), s)
+
+
+def fit_method(points: Points, name: str, s: FitSettings) -> FitResult:
+    """Approach 1 or 2; approach 3 in place of 2 where too few budgets have a minimum among their sizes to give a line."""
+    found = METHODS[name](points, s)
+    inside = [row for row in found.tables[name] if not row.get("at_edge", True)]
+    scattered = name == "isoflop" and len(inside) < FEWEST_BUDGETS and np.isfinite(points.column("tokens")).all()
+    if not scattered or not s.fallback:
+        return found
+    return fall_back(points, replace(found.verdict, refused_params=found.params), "chinchilla", s)
 
 
 def shared_law(points: Points, s: FitSettings) -> Law:
@@ -110,10 +120,16 @@ def fit_law(points: Points, law: Law, s: FitSettings) -> FitResult:
     structural = structural_reasons(e)
     r = None if structural else resample(e, s.bootstrap, s.seed)
     verdict, found = judge(e, r)
-    if verdict.identified or not s.fallback or law.simpler is None:
+    carried = verdict.identified or (not structural and (law.keeps or other_size_reasons(e)))  # no simpler law mends it
+    if carried or not s.fallback or law.simpler is None:
         return report(e, r, verdict, found, s)
-    lower = fit_law(points, law_named(law.simpler, s.x), replace(s, pinned={}, sensitivity=s.sensitivity))
-    told = (*verdict.reasons, f"{lower.law} is reported instead of {law.name}")
+    return fall_back(points, verdict, law.simpler, s)
+
+
+def fall_back(points: Points, verdict: Verdict, simpler: str, s: FitSettings) -> FitResult:
+    """The law `simpler` with the verdict on the one asked for."""
+    lower = fit_law(points, law_named(simpler, s.x), replace(s, pinned={}))
+    told = (*verdict.reasons, f"{lower.law} is reported instead of {verdict.law}")
     if not lower.verdict.identified:
         told = (*told, *lower.verdict.reasons)
     return replace(lower, requested=s.law, settings=s, verdict=replace(verdict, reasons=told, reported=lower.law))
@@ -200,6 +216,7 @@ def report(
         noise=e.noise,
         resampling=r.method if r else "none",
         predictions=tuple(predict_target(e, r, target, s) for target in s.targets),
+        allocation=allocation_of(e, r, s),
         profiles=found,
         sensitivity=sensitivity_rows(e, counts(e.law, s), s.targets) if s.sensitivity and e.free else (),
         fitted=e.loss * np.exp(-e.residuals),
@@ -216,6 +233,18 @@ def intervals_of(e: Estimate, r: Resamples | None) -> tuple[dict[str, dict[str, 
     ci = {name: {str(level): interval(v, level) for level in LEVELS} for name, v in values.items()}
     errors = {name: deviation(v) for name, v in values.items()}
     return ci, errors
+
+
+def allocation_of(e: Estimate, r: Resamples | None, s: FitSettings) -> Prediction | None:
+    """The optimal split of the largest budget among the points, for laws that have one; None where it is no number."""
+    inputs = e.points.inputs(counts(e.law, s))
+    spent = np.where(np.isfinite(inputs["flops"]), inputs["flops"], 6 * inputs["params"] * inputs["tokens"])
+    flops = float(np.nanmax(spent, initial=-np.inf))
+    with np.errstate(all="ignore"):
+        known = {k: v[0] for k, v in e.law.allocate({k: np.array([v]) for k, v in e.params.items()}, flops).items()}
+        if not known or not np.isfinite(list(known.values())).all():
+            return None
+        return predict_target(e, r, {"flops": flops}, s)
 
 
 def objective_name(e: Estimate) -> str:

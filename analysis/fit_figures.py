@@ -17,7 +17,7 @@ from analysis.drawing import (
     spread,
     value_axis,
 )
-from analysis.findings import is_inside, value
+from analysis.findings import guess, is_inside, value
 from analysis.fit import FitResult, HoldOut
 from analysis.numbers import (
     count,
@@ -30,7 +30,6 @@ from analysis.numbers import (
     plural,
     power_of_ten,
     rung_name,
-    with_interval,
 )
 from analysis.rows import Array, Point
 from analysis.words import axis_words, law_words
@@ -59,7 +58,7 @@ def holdouts(fit: FitResult) -> Figure | None:
     ]
     names = list(dict.fromkeys(name for o in others for name in o))
     with sheet(title, height=95 + 16 * len(names) + 36 * len(held)) as (page, ax):
-        value_axis(ax.xaxis, *padded([*errors, 0.0], 0.08, log=False), "prediction against measurement, %", most=5)
+        value_axis(ax.xaxis, *padded([*errors, 0.0], 0.08, log=False), "prediction error, %", most=5)
         ax.axvline(0, color=MUTED, lw=1)
         for i, (h, other) in enumerate(zip(held, others, strict=True)):
             ends = interval_percent(h)
@@ -156,12 +155,11 @@ def interval_percent(h: HoldOut) -> tuple[float, ...]:
 
 def holdout_row(h: HoldOut) -> tuple[str, ...]:
     verdict = {True: "yes", False: "NO", None: "no interval"}[is_inside(h)]
-    guess = with_interval(h.predicted, *h.interval95) if h.interval95 else value(h.predicted)
     return (
         rung_name(h.rung),
         f"{h.fitted_rungs} rungs",
         value(h.actual),
-        guess,
+        guess(h),
         percent(h.error_percent, True),
         verdict,
         f"{fixed(h.decades, 2)} decades",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.bootstrap import resample
+from analysis.bootstrap import Resamples, resample
 from analysis.estimate import Estimate, design_of, estimate, law_inputs
 from analysis.intervals import prediction_intervals
 from analysis.law import Law
@@ -30,7 +30,7 @@ class HoldOut:
     law: str
     fitted_rungs: int  # how many smaller rungs were fitted
     decades: float  # log10 distance of the rung from the largest fitted value along `x`
-    x: str  # the input of the law that is extrapolated farthest
+    x: str  # the input of the law, or the axis of the hold-out, that is extrapolated farthest
     runs: int  # of the held-out rung
     baselines: dict[str, float]  # naive predictions: power law without offset, the largest fitted rung's loss
 
@@ -92,27 +92,39 @@ def rolling(
             pinned=pinned,
             seeds=seeds,
         )
+        few = e.delta is None and len(e.loss) < 200
+        r = None if few or not intervals else resample(e, HOLDOUT_RESAMPLES, seed)
         for name in reversed(names[len(names) - k :]):
-            out.append(hold_out(e, points.take(groups[name]), name, len(kept), axis, parameters, seed, intervals))
+            out.append(hold_out(e, r, points.take(groups[name]), name, len(kept), axis, parameters, seed, intervals))
     return tuple(out)
 
 
 def hold_out(
-    e: Estimate, left: Points, name: str, fitted_rungs: int, axis: str, parameters: str, seed: int, intervals: bool
+    e: Estimate,
+    r: Resamples | None,
+    left: Points,
+    name: str,
+    fitted_rungs: int,
+    axis: str,
+    parameters: str,
+    seed: int,
+    intervals: bool,
 ) -> HoldOut:
-    """The rung `left` predicted by the estimate `e`, as the geometric mean over its runs."""
+    """The rung `left` predicted by the estimate `e` and its resamples, as the geometric mean over its runs."""
     table = left.inputs(parameters)
     inputs = law_inputs(e.law, left, parameters)
     predicted = e.law.predict(e.params, inputs)
-    # how far beyond the fitted range, along the input that goes farthest (a rung held out by size may cost fewer FLOPs)
-    sized = [n for n in e.law.inputs if n != "family"]
-    decades = {n: float(np.log10(np.exp(np.log(inputs[n]).mean()) / e.inputs[n].max())) for n in sized}
-    farthest = max(sized, key=lambda n: decades[n])
+    # how far beyond the fitted range, along the held-out axis or the input that goes farthest: rungs held out by compute
+    # need not be larger, and rungs held out by size may cost fewer FLOPs
+    fitted = e.points.inputs(parameters)
+    sized = dict.fromkeys([axis, *(n for n in e.law.inputs if n != "family")])
+    decades = {n: float(np.log10(np.exp(np.log(table[n]).mean()) / fitted[n].max())) for n in sized}
+    farthest = max(decades, key=lambda n: decades[n])
     return HoldOut(
         rung=name,
         predicted=float(np.exp(np.log(predicted).mean())),
         actual=float(np.exp(np.log(left.column("loss")).mean())),
-        interval95=interval95(e, inputs, predicted, seed) if intervals else None,
+        interval95=interval95(e, r, inputs, predicted, seed) if intervals else None,
         law=e.law.name,
         fitted_rungs=fitted_rungs,
         decades=decades[farthest],
@@ -122,14 +134,14 @@ def hold_out(
     )
 
 
-def interval95(e: Estimate, inputs: Mapping[str, Array], predicted: Array, seed: int) -> tuple[float, float] | None:
+def interval95(
+    e: Estimate, r: Resamples | None, inputs: Mapping[str, Array], predicted: Array, seed: int
+) -> tuple[float, float] | None:
     """The 95 % prediction interval of the rung's mean; None when the data give no bound.
 
     It is computed at the rung's mean inputs and moved to the mean prediction: runs of one rung may differ in tokens.
     """
     middle = {n: np.exp(np.log(v).mean(keepdims=True)) if v.dtype.kind == "f" else v[:1] for n, v in inputs.items()}
-    few = e.delta is None and len(e.loss) < 200
-    r = None if few else resample(e, HOLDOUT_RESAMPLES, seed)
     low, high = prediction_intervals(e, r, middle, [95.0], runs=len(predicted), seed=seed)[95.0]
     shift = float(np.exp(np.log(predicted).mean()) / e.law.predict(e.params, middle)[0])
     return (shift * float(low[0]), shift * float(high[0])) if np.isfinite([low[0], high[0]]).all() else None

@@ -21,6 +21,8 @@ COLLINEAR = 0.1  # spread of ln D about its line on ln N below which the two can
 VANISHING = 1e-3  # largest share of the loss below which a term is absent
 EXPONENT_END = 4.0  # an exponent that may reach this is unbounded for any practical purpose
 EXPONENT_START = 0.002
+SAME_SIZE = 1.5  # ratio of tokens (or parameters) below which runs are of one kind
+OTHER_SIZE = {"params": ("N", "tokens", "tokens"), "tokens": ("D", "params", "parameters")}
 UNSTABLE = 0.025  # share of resamples at a bound that a 95 % interval would notice
 
 
@@ -62,7 +64,33 @@ def structural_reasons(e: Estimate) -> list[str]:
         )
     if "params" in e.inputs and "tokens" in e.inputs and e.free > 1:
         reasons += collinear(np.log(e.inputs["params"]), np.log(e.inputs["tokens"]))
+    if "R_D" in e.law.parameters and "R_D" not in e.pinned and (e.inputs["tokens"] <= e.inputs["unique_tokens"]).all():
+        reasons.append(
+            "no run repeats its data: tokens never exceed unique tokens, so what repetition costs cannot be seen; "
+            "add runs of more than one epoch"
+        )
     return reasons
+
+
+def other_size_reasons(e: Estimate) -> list[str]:
+    """One sentence when a law of N alone (or D alone) meets runs of one N whose D differ: it mixes the two."""
+    read = [name for name in e.inputs if name in OTHER_SIZE]
+    if len(read) != 1 or "flops" in e.inputs:
+        return []
+    letter, other, words = OTHER_SIZE[read[0]]
+    size = e.points.inputs()[other]
+    known = np.isfinite(size) & (size > 0)
+    logs, design = np.log(size[known]), design_of(e.inputs)[known]
+    top, bottom = np.full(len(size), -np.inf), np.full(len(size), np.inf)
+    np.maximum.at(top, design, logs)
+    np.minimum.at(bottom, design, logs)
+    ratio = float(np.exp((top - bottom).max()))
+    if ratio <= SAME_SIZE:
+        return []
+    return [
+        f"{words} vary {ratio:.3g}x at equal {letter}, so a law of {letter} alone mixes the effects of both; "
+        "fit law=chinchilla, or keep one choice with where="
+    ]
 
 
 def collinear(n: Array, d: Array) -> list[str]:
@@ -102,7 +130,7 @@ def optimum_reasons(e: Estimate) -> list[str]:
 
 def at_bound(e: Estimate) -> list[str]:
     gradient = e.law.gradient(e.params, e.inputs)
-    limits = getattr(e.law, "limits", {})
+    limits = e.law.limits
     reasons = []
     for i, (name, is_log) in enumerate(zip(e.law.parameters, e.law.logged(), strict=True)):
         if name in e.pinned:
@@ -155,7 +183,7 @@ def profile(e: Estimate, raw: Model, name: str, points: int) -> Profile:
     """One parameter held on a grid around its estimate and at its far ends, the others refitted from the optimum."""
     free = [n for n in e.law.parameters if n not in e.pinned]
     column, is_log = free.index(name), bool(e.law.logged()[e.law.parameters.index(name)])
-    low, high = getattr(e.law, "limits", {}).get(name, (-np.inf, np.inf))
+    low, high = e.law.limits.get(name, (-np.inf, np.inf))
     centred = name not in {n for n, lg in zip(e.law.parameters, e.law.logged(), strict=True) if lg}
     best = e.optimum.theta[e.law.parameters.index(name)]
     grid = np.unique(np.clip(profile_grid(e, name, best, is_log, points), low, high))
@@ -243,7 +271,7 @@ def resample_reasons(e: Estimate, r: Resamples | None) -> list[str]:
 def resampled_out(e: Estimate, name: str, is_log: bool, values: Array, best: float) -> Array:
     """Which resamples have this parameter at an end: a floor gone, an exponent out of range, a scale off by e^8."""
     if not isinstance(e.law, SumLaw):
-        low, high = getattr(e.law, "limits", {}).get(name, (best - 8.0, best + 8.0))
+        low, high = e.law.limits.get(name, (best - 8.0, best + 8.0))
         return (values <= low) | (values >= high)
     if is_log:
         return values < best - 6.0 if name == "E" else np.zeros(len(values), bool)
@@ -256,7 +284,7 @@ def judge(e: Estimate, r: Resamples | None) -> tuple[Verdict, tuple[Profile, ...
     found: tuple[Profile, ...] = ()
     if not reasons and e.free:
         found = profiles(e)
-        reasons = optimum_reasons(e) + profile_reasons(found) + resample_reasons(e, r)
+        reasons = other_size_reasons(e) + optimum_reasons(e) + profile_reasons(found) + resample_reasons(e, r)
     shown = named(e.law, e.optimum.theta)
     return (
         Verdict(

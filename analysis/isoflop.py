@@ -6,6 +6,7 @@ Approach 1 (envelope): of all training curves, the run with the lowest loss at e
 Both return exponents and coefficients only; losses are predicted by approach 3.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from scipy.stats import t
 from analysis.bootstrap import deviation, interval
 from analysis.holdout import HoldOut
 from analysis.identify import Verdict
+from analysis.optimum import Optimum
 from analysis.result import LEVELS, FitResult, FitSettings, Interval, Prediction
 from analysis.rows import Array, Points
 from gopher.errors import UsageError
@@ -52,25 +54,31 @@ def budgets(flops: Array) -> list[Array]:
     return np.split(order, np.flatnonzero(np.diff(np.log10(flops[order])) > BUDGET_GAP) + 1)
 
 
-def parabola_minimum(size: Array, loss: Array, w: Array) -> tuple[float, float] | None:
-    """(log10 size, loss) at the minimum of the weighted quadratic; None where it has none near the sizes."""
+def parabola_minimum(size: Array, loss: Array) -> tuple[float, float] | None:
+    """(log10 size, loss) at the minimum of the quadratic; None where it has none near the sizes."""
     x = np.log10(size)
-    middle = float(np.average(x, weights=w))  # centred, so that the squares do not cancel
-    if len(np.unique(x[w > 0])) < 3:
+    if len(np.unique(x)) < 3:
         return None
-    a, b, c = np.polyfit(x - middle, loss, 2, w=np.sqrt(w))
-    if a <= 0 or abs(b / (2 * a)) > FARTHEST:
-        return None
-    return middle - b / (2 * a), float(c - b * b / (4 * a))
+    at, lowest = parabola_minima(x, loss[None])
+    return (float(at[0]), float(lowest[0])) if np.isfinite(at[0]) else None
 
 
-def valley(n: Array, d: Array, loss: Array, flops: Array, w: Array) -> Minimum | Skipped:
+def parabola_minima(x: Array, loss: Array) -> tuple[Array, Array]:
+    """(log10 size, loss) at the minimum of the quadratic through each row of `loss`; nan where it has none near the sizes."""
+    middle = float(x.mean())  # centred, so that the squares do not cancel
+    a, b, c = np.polyfit(x - middle, loss.T, 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at, lowest = -b / (2 * a), c - b * b / (4 * a)
+    found = (a > 0) & (np.abs(at) <= FARTHEST)
+    return np.where(found, middle + at, np.nan), np.where(found, lowest, np.nan)
+
+
+def valley(n: Array, d: Array, loss: Array, flops: Array) -> Minimum | Skipped:
     """The minimum of one budget, in N and in D."""
     budget = float(np.exp(np.log(flops).mean()))
-    used = w > 0
-    if len(np.unique(n[used])) < FEWEST_SIZES:
-        return Skipped(flops=budget, runs=len(n), reason=f"{len(np.unique(n[used]))} sizes, fewer than {FEWEST_SIZES}")
-    in_n, in_d = parabola_minimum(n, loss, w), parabola_minimum(d, loss, w)
+    if len(np.unique(n)) < FEWEST_SIZES:
+        return Skipped(flops=budget, runs=len(n), reason=f"{len(np.unique(n))} sizes, fewer than {FEWEST_SIZES}")
+    in_n, in_d = parabola_minimum(n, loss), parabola_minimum(d, loss)
     if in_n is None or in_d is None:
         return Skipped(flops=budget, runs=len(n), reason="the parabola has no minimum near the sizes")
     x, y = in_n[0], in_d[0]
@@ -78,10 +86,33 @@ def valley(n: Array, d: Array, loss: Array, flops: Array, w: Array) -> Minimum |
     return Minimum(flops=budget, runs=len(n), n_opt=10**x, d_opt=10**y, loss=in_n[1], at_edge=not inside)
 
 
-def frontier(minima: list[Minimum]) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class Minima:
+    """Lowest points as columns: what the lines are fitted to."""
+
+    flops: Array
+    n_opt: Array
+    d_opt: Array
+    loss: Array
+
+    def __len__(self) -> int:
+        return len(self.flops)
+
+    def points(self) -> list[Minimum]:
+        rows = zip(self.flops.tolist(), self.n_opt.tolist(), self.d_opt.tolist(), self.loss.tolist(), strict=True)
+        return [Minimum(flops=c, runs=1, n_opt=n, d_opt=d, loss=v, at_edge=False) for c, n, d, v in rows]
+
+
+def columns_of(minima: list[Minimum]) -> Minima:
+    return Minima(
+        **{name: np.array([getattr(m, name) for m in minima]) for name in ("flops", "n_opt", "d_opt", "loss")}
+    )
+
+
+def frontier(minima: Minima) -> dict[str, float]:
     """Least squares of log N_opt and log D_opt on log C."""
-    log_c = np.log10([m.flops for m in minima])
-    (a, k), (b, m) = (np.polyfit(log_c, np.log10([getattr(x, name) for x in minima]), 1) for name in ("n_opt", "d_opt"))
+    log_c = np.log10(minima.flops)
+    (a, k), (b, m) = (np.polyfit(log_c, np.log10(y), 1) for y in (minima.n_opt, minima.d_opt))
     return {"N_exponent": float(a), "N_coef": float(10**k), "D_exponent": float(b), "D_coef": float(10**m)}
 
 
@@ -89,41 +120,57 @@ def frontier(minima: list[Minimum]) -> dict[str, float]:
 
 
 def fit_isoflop(points: Points, s: FitSettings) -> FitResult:
-    """Approach 2, with intervals from runs resampled within their budgets."""
+    """Approach 2, with intervals from losses redrawn about each budget's parabola."""
     n, d, c, loss = columns(points, s, "isoflop")
     groups = budgets(c)
-    ones = np.ones(len(n))
-    found = [valley(n[g], d[g], loss[g], c[g], ones[g]) for g in groups]
+    found = [valley(n[g], d[g], loss[g], c[g]) for g in groups]
     minima = [m for m in found if isinstance(m, Minimum)]
     skipped = [m for m in found if isinstance(m, Skipped)]
     need(len(minima) >= 2, points, f"{len(minima)} of {len(groups)} FLOP budgets have a minimum")
-    rng = np.random.default_rng(s.seed)
-    sampled = [frontier(m) for _ in range(s.bootstrap) if len(m := resampled_minima(n, d, loss, c, groups, rng)) >= 2]
+    used = [g for g, m in zip(groups, found, strict=True) if isinstance(m, Minimum)]
+    sampled = redrawn_lines(n, d, loss, used, minima, s.bootstrap, np.random.default_rng(s.seed)) if s.bootstrap else []
     rows = tuple({**vars(m), "kept": isinstance(m, Minimum), "reason": getattr(m, "reason", "")} for m in found)
-    residual = frontier_residual(minima)
+    lowest = columns_of(minima)
     return result(
         points,
         s,
         "isoflop",
-        frontier(minima),
+        frontier(lowest),
         sampled,
         edge_reasons(minima, skipped),
         {"isoflop": rows},
-        residual,
+        frontier_residual(lowest),
         held_out("isoflop", [[m] for m in sorted(minima, key=lambda m: m.flops)]),
+        evidence(lowest, [np.log10(n[g]) for g in used]),
     )
 
 
-def resampled_minima(
-    n: Array, d: Array, loss: Array, c: Array, groups: list[Array], rng: np.random.Generator
-) -> list[Minimum]:
-    out = []
+def redrawn_lines(
+    n: Array, d: Array, loss: Array, groups: list[Array], minima: list[Minimum], count: int, rng: np.random.Generator
+) -> list[dict[str, float]]:
+    """The lines of `count` studies whose losses lie about each budget's parabola as the measured ones do.
+
+    Relative residuals are drawn with replacement within their budget, widened for the three coefficients. Drawing runs
+    instead leaves budgets with few sizes: on simulated studies its 80 % intervals covered 90 to 96 %, its 95 % ones
+    99.5 to 100 %, at up to twice the width; these cover 84 to 92 % and 96 to 99 %.
+    """
+    sizes, tokens = [], []
     for g in groups:
-        w = rng.multinomial(len(g), np.full(len(g), 1 / len(g))).astype(float)
-        m = valley(n[g], d[g], loss[g], c[g], w)
-        if isinstance(m, Minimum):
-            out.append(m)
-    return out
+        x, k = np.log10(n[g]), len(g)
+        fitted = np.polyval(np.polyfit(x - x.mean(), loss[g], 2), x - x.mean())
+        residual = (loss[g] / fitted - 1) * np.sqrt(k / (k - 3))
+        drawn = fitted * (1 + rng.choice(residual, (count, k)))
+        sizes.append(parabola_minima(x, drawn)[0])
+        tokens.append(parabola_minima(np.log10(d[g]), drawn)[0])
+    log_n, log_d, flops = np.array(sizes).T, np.array(tokens).T, np.array([m.flops for m in minima])
+    lines = []
+    for row_n, row_d in zip(log_n, log_d, strict=True):
+        at = np.isfinite(row_n) & np.isfinite(row_d)
+        if at.sum() >= 2:
+            lines.append(
+                frontier(Minima(flops=flops[at], n_opt=10 ** row_n[at], d_opt=10 ** row_d[at], loss=row_n[at]))
+            )
+    return lines
 
 
 def edge_reasons(minima: list[Minimum], skipped: list[Skipped]) -> list[str]:
@@ -141,10 +188,41 @@ def edge_reasons(minima: list[Minimum], skipped: list[Skipped]) -> list[str]:
     return reasons
 
 
-def frontier_residual(minima: list[Minimum]) -> Array:
+def frontier_residual(minima: Minima) -> Array:
     """log10 distances of the minima from the N line."""
     line = frontier(minima)
-    return np.array([np.log10(m.n_opt / (line["N_coef"] * m.flops ** line["N_exponent"])) for m in minima])
+    return np.log10(minima.n_opt / (line["N_coef"] * minima.flops ** line["N_exponent"]))
+
+
+def evidence(minima: Minima, parabolas: Sequence[Array] = ()) -> Optimum:
+    """Why nothing was searched: every step is linear least squares, whose one minimum is found in closed form.
+
+    The gradient is that of the N line; the condition number is the largest of the line's and of the budgets' parabolas'
+    (log sizes of each in `parabolas`), in centred coordinates with columns of equal length.
+    """
+    x, line = np.log10(minima.flops), frontier(minima)
+    design = scaled_powers(x, 1)
+    residual = np.log10(minima.n_opt) - np.polyval([line["N_exponent"], np.log10(line["N_coef"])], x)
+    objective = float((residual**2).sum())
+    designs = [design, *(scaled_powers(sizes, 2) for sizes in parabolas)]
+    theta = np.array([line[name] for name in PARAMETERS])
+    return Optimum(
+        theta=theta,
+        objective=objective,
+        start_share=1.0,
+        starts=0,
+        runner_up=None,
+        runner_up_params=None,
+        grad_norm=float(np.linalg.norm(design.T @ residual) / np.sqrt(max(objective, 1e-20 * len(x)))),
+        condition=max(float(np.linalg.cond(d.T @ d)) for d in designs),
+        minima=theta[None],
+    )
+
+
+def scaled_powers(x: Array, degree: int) -> Array:
+    """Powers 0 to `degree` of x about its mean, each column of length 1."""
+    columns = np.vander(x - x.mean(), degree + 1)
+    return np.asarray(columns / np.linalg.norm(columns, axis=0))
 
 
 def held_out(law: str, groups: list[list[Minimum]]) -> tuple[HoldOut, ...]:
@@ -153,7 +231,7 @@ def held_out(law: str, groups: list[list[Minimum]]) -> tuple[HoldOut, ...]:
     out = []
     for k in range(1, min(3, len(groups) - 2) + 1):
         kept, target = groups[:-k], centre(groups[-1])
-        line, last = frontier([m for g in kept for m in g]), centre(kept[-1])
+        line, last = frontier(columns_of([m for g in kept for m in g])), centre(kept[-1])
         predicted = line["N_coef"] * target.flops ** line["N_exponent"]
         out.append(
             HoldOut(
@@ -167,7 +245,7 @@ def held_out(law: str, groups: list[list[Minimum]]) -> tuple[HoldOut, ...]:
                 x="flops",
                 runs=target.runs,
                 baselines={
-                    "last_point": last.n_opt,
+                    "last_optimum": last.n_opt,
                     "square_root": last.n_opt * (target.flops / last.flops) ** 0.5,
                 },
             )
@@ -209,54 +287,64 @@ def fit_envelope(points: Points, s: FitSettings) -> FitResult:
         points,
         "fewer than 3 sizes have training curves of two or more steps",
     )
-    minima = envelope(n, d, c, loss, curves)
+    table = curve_table(n, d, c, loss, curves)
+    minima = envelope(table, np.arange(len(curves)))
     need(len(minima) >= 2, points, "no compute at which a middle size is the best")
     rng = np.random.default_rng(s.seed)
-    sampled = []
-    for _ in range(min(s.bootstrap, 400)):
-        drawn = [curves[i] for i in rng.integers(0, len(curves), len(curves))]
-        if len(m := envelope(n, d, c, loss, drawn)) >= 2:
-            sampled.append(frontier(m))
+    drawn = (rng.integers(0, len(curves), len(curves)) for _ in range(s.bootstrap))
+    sampled = [frontier(m) for rows in drawn if len(m := envelope(table, rows)) >= 2]
+    sizes = sorted(set(minima.n_opt))
     reasons = (
         []
-        if len({m.n_opt for m in minima}) >= FEWEST_BUDGETS
-        else [f"only {len({m.n_opt for m in minima})} sizes are ever the best and not at the end of the ladder"]
+        if len(sizes) >= FEWEST_BUDGETS
+        else [f"only {len(sizes)} sizes are ever the best and not at the end of the ladder"]
     )
-    rows = tuple(vars(m) for m in minima[:: max(1, len(minima) // 100)])
-    sizes = sorted({m.n_opt for m in minima})
-    held = held_out("envelope", [[m for m in minima if m.n_opt == size] for size in sizes])
+    found = minima.points()
+    held = held_out("envelope", [[m for m in found if m.n_opt == size] for size in sizes])
     return result(
-        points, s, "envelope", frontier(minima), sampled, reasons, {"envelope": rows}, frontier_residual(minima), held
+        points,
+        s,
+        "envelope",
+        frontier(minima),
+        sampled,
+        reasons,
+        {"envelope": tuple(vars(m) for m in found[:: max(1, len(found) // 100)])},
+        frontier_residual(minima),
+        held,
+        evidence(minima),
     )
 
 
-def envelope(n: Array, d: Array, c: Array, loss: Array, curves: list[Array]) -> list[Minimum]:
-    """Per compute the lowest interpolated curve; computes won by the smallest or largest size are left out (its neighbours are missing)."""
-    low, high = c[np.concatenate(curves)].min(), c[np.concatenate(curves)].max()
-    grid = np.geomspace(low, high, ENVELOPE_STEPS)
+@dataclass(frozen=True, kw_only=True)
+class CurveTable:
+    """Every training curve interpolated on one grid of compute, (curves, steps); inf where a curve does not reach."""
+
+    flops: Array
+    sizes: Array  # of each curve
+    loss: Array
+    tokens: Array
+
+
+def curve_table(n: Array, d: Array, c: Array, loss: Array, curves: list[Array]) -> CurveTable:
+    used = c[np.concatenate(curves)]
+    grid = np.geomspace(used.min(), used.max(), ENVELOPE_STEPS)
     table = np.full((len(curves), len(grid)), np.inf)
+    tokens = np.full((len(curves), len(grid)), np.inf)
     for i, g in enumerate(curves):
         inside = (grid >= c[g[0]]) & (grid <= c[g[-1]])
-        table[i, inside] = np.exp(np.interp(np.log(grid[inside]), np.log(c[g]), np.log(loss[g])))
-    best = np.argmin(table, 0)
-    sizes = np.array([n[g[0]] for g in curves])
-    ends = (sizes.min(), sizes.max())
-    out = []
-    for k, i in enumerate(best):
-        if np.isfinite(table[i, k]) and sizes[i] not in ends:
-            g = curves[i]
-            tokens = float(np.exp(np.interp(np.log(grid[k]), np.log(c[g]), np.log(d[g]))))
-            out.append(
-                Minimum(
-                    flops=float(grid[k]),
-                    runs=1,
-                    n_opt=float(sizes[i]),
-                    d_opt=tokens,
-                    loss=float(table[i, k]),
-                    at_edge=False,
-                )
-            )
-    return out
+        for out, values in ((table, loss), (tokens, d)):
+            out[i, inside] = np.exp(np.interp(np.log(grid[inside]), np.log(c[g]), np.log(values[g])))
+    return CurveTable(flops=grid, sizes=np.array([n[g[0]] for g in curves]), loss=table, tokens=tokens)
+
+
+def envelope(table: CurveTable, rows: Array) -> Minima:
+    """Per compute the lowest of the curves `rows`; computes won by their smallest or largest size are left out (its neighbours are missing)."""
+    sizes, steps = table.sizes[rows], np.arange(len(table.flops))
+    best = np.argmin(table.loss[rows], 0)
+    lowest, size = table.loss[rows[best], steps], sizes[best]
+    kept = np.isfinite(lowest) & (size != sizes.min()) & (size != sizes.max())
+    tokens = table.tokens[rows[best], steps]
+    return Minima(flops=table.flops[kept], n_opt=size[kept], d_opt=tokens[kept], loss=lowest[kept])
 
 
 # --------------------------------------------------------------------------------------------- shared
@@ -292,14 +380,17 @@ def result(
     tables: dict[str, tuple[dict[str, Any], ...]],
     residual: Array,
     holdout: tuple[HoldOut, ...],
+    optimum: Optimum,
 ) -> FitResult:
-    """The common result object; the lines are linear least squares, so there is no optimum to prove."""
+    """The common result object."""
     samples = np.array([[one[name] for name in PARAMETERS] for one in sampled]).reshape(-1, len(PARAMETERS))
     ci: dict[str, dict[str, Interval]] = {}
     errors: dict[str, float] = {}
     for i, name in enumerate(PARAMETERS if len(samples) else ()):
         ci[name] = {str(level): interval(samples[:, i], level) for level in LEVELS}
         errors[name] = deviation(samples[:, i])
+    for name, same in (("a_opt", "N_exponent"), ("b_opt", "D_exponent")) if ci else ():
+        ci[name], errors[name] = ci[same], errors[same]
     return FitResult(
         law=law,
         requested=s.law,
@@ -310,15 +401,16 @@ def result(
         params=params,
         objective=float((residual**2).sum()),
         objective_name="sum of squared log10 distances of N_opt from the line",
-        optimum=None,
+        optimum=optimum,
         ci=ci,
         standard_errors=errors,
         derived={"a_opt": params["N_exponent"], "b_opt": params["D_exponent"]},
         verdict=Verdict(identified=not reasons, reasons=tuple(reasons), law=law, reported=law),
         holdout=holdout if s.holdout != 0 else (),
         noise=None,
-        resampling="pairs" if len(samples) else "none",
+        resampling=("residuals" if law == "isoflop" else "pairs") if len(samples) else "none",
         predictions=tuple(allocation(params, samples, dict(target)) for target in s.targets),
+        allocation=allocation(params, samples, {"flops": float(points.column("flops").max())}),
         tables=tables,
         sample_values=samples,
     )

@@ -25,6 +25,7 @@ from analysis.drawing import (
 from analysis.fit import FitResult
 from analysis.isoflop import BUDGET_GAP, FEWEST_SIZES, Minimum, Skipped, budgets, valley
 from analysis.law import Quantities
+from analysis.loss_figures import loss_words
 from analysis.numbers import count, known, number, power_of_ten
 from analysis.rows import Array, Points
 from analysis.words import axis_words, symbol
@@ -61,7 +62,7 @@ def valleys_of(points: Points, parameters: str) -> list[Valley]:
     groups = [g for g in budgets(c) if np.ptp(np.log10(c[g])) < 2 * BUDGET_GAP and len(np.unique(n[g])) >= FEWEST_SIZES]
     if len(groups) < 2 or sum(map(len, groups)) < SIZES_SHARE * len(n):
         return []
-    return [Valley(size=n[g], loss=loss[g], found=valley(n[g], d[g], loss[g], c[g], np.ones(len(g)))) for g in groups]
+    return [Valley(size=n[g], loss=loss[g], found=valley(n[g], d[g], loss[g], c[g])) for g in groups]
 
 
 def valleys(fit: FitResult) -> Figure | None:
@@ -72,9 +73,9 @@ def valleys(fit: FitResult) -> Figure | None:
     title = "IsoFLOP valleys"
     with sheet(title, height=350) as (page, ax):
         low, high = padded(np.concatenate([v.size for v in found]), 0.05)
-        size_axis(ax.xaxis, low, high * (high / low) ** 0.17, axis_words("params", fit.parameters), most=5)
+        size_axis(ax.xaxis, low / (high / low) ** 0.17, high, axis_words("params", fit.parameters), most=5)
         limits = padded(np.concatenate([v.loss for v in found]), 0.05)
-        value_axis(ax.yaxis, *limits, "loss", log=True)
+        value_axis(ax.yaxis, *limits, loss_words(fit), log=True)
         for i, v in enumerate(found):
             draw_valley(ax, v, shade(i, len(found)))
         name_budgets(ax, found, limits)
@@ -110,12 +111,13 @@ def draw_valley(ax: Any, v: Valley, colour: str) -> None:
 
 
 def name_budgets(ax: Any, found: list[Valley], limits: tuple[float, float]) -> None:
-    """FLOPs at the right end of every valley, moved apart."""
+    """FLOPs at the left end of every valley: larger budgets lie to the right and lower, so nothing else is drawn there."""
     low, high = limits
-    ends = [float(v.parabola(np.log10(v.size.max()))) for v in found]
+    ends = [float(v.parabola(np.log10(v.size.min()))) for v in found]
     shares = [float(np.log(end / low) / np.log(high / low)) for end in ends]
-    for v, s in zip(found, spread(shares, 0.056, 0.02, 0.98), strict=True):
-        label(ax, float(v.size.max()), float(low * (high / low) ** s), power_of_ten(v.found.flops, 1), dx=6)
+    for v, s in zip(found, spread(shares, 0.056, 0.04, 0.98), strict=True):
+        height = float(low * (high / low) ** s)
+        label(ax, float(v.size.min()), height, power_of_ten(v.found.flops, 1), dx=-6, dy=-4, ha="right")
 
 
 # ------------------------------------------------------------------------------------------------ frontier

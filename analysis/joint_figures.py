@@ -10,6 +10,7 @@ from analysis import isoflop_figures
 from analysis.drawing import (
     LAW,
     MUTED,
+    PREDICTED,
     Figure,
     Table,
     band,
@@ -22,8 +23,10 @@ from analysis.drawing import (
     value_axis,
     zone,
 )
+from analysis.findings import largest_holdout
 from analysis.fit import FitResult
-from analysis.loss_figures import REACH, STEPS, binned_table, draw_targets, loss_words
+from analysis.holdout import rung_groups
+from analysis.loss_figures import REACH, STEPS, binned_table, draw_holdout, draw_targets, loss_words
 from analysis.numbers import (
     count,
     number,
@@ -33,6 +36,8 @@ from analysis.numbers import (
 )
 from analysis.rows import Array
 from analysis.words import axis_words, equation, law_words
+
+SAME_BUDGET = 1.05  # runs of one nominal budget differ by a few percent
 
 
 def joint(fit: FitResult, axis: str) -> Figure | None:
@@ -62,13 +67,14 @@ def joint(fit: FitResult, axis: str) -> Figure | None:
                 band(ax, grid, ends_95, 0.14)
             ax.plot(grid, line, color=LAW, linestyle=dash, lw=1.3, zorder=4)
             ends.append((float(grid[-1]), float(line[-1]), f"{symbol} = {count(level)}"))
+        told = ring_holdout(ax, fit, x, loss)
         end_labels(ax, ends, dx=4)
     alt = (
         f"{len(loss)} runs, loss against {axis_words(axis, fit.parameters)}, shaded by {axis_words(other, fit.parameters)}, "
         f"from {number(float(loss.max()), 3)} down to {number(float(loss.min()), 3)}. Lines: {equation(fit.law, fit.params) or law_words(fit.law)}"
         f" at {symbol} = {', '.join(count(v) for v in levels)}."
     )
-    caption = f"Lines: the law at the 10th, 50th and 90th percentile of {axis_words(other, fit.parameters)}; dots: runs, darker with fewer."
+    caption = f"Lines: the law at the 10th, 50th and 90th percentile of {axis_words(other, fit.parameters)}; dots: runs, darker with fewer.{told}"
     name = "loss_vs_params" if axis == "params" else "loss_vs_tokens"
     return finish(
         page, name, title, alt, caption, binned_table(x, loss, fit.fitted, axis, axis_words(axis, fit.parameters))
@@ -87,6 +93,19 @@ def shade_dots(page: Any, ax: Any, x: Array, y: Array, z: Array, text: str) -> N
     bar.ax.set_ylabel(text, rotation=0, ha="right", va="center", color=MUTED)
 
 
+def ring_holdout(ax: Any, fit: FitResult, x: Array, loss: Array) -> str:
+    """Rings around the largest runs that were held out, with what the smaller ones predict for their mean; words for the caption."""
+    held = largest_holdout(fit)
+    groups = rung_groups(fit.points, "flops", fit.parameters.removeprefix("params_"))
+    rows = groups.get(held.rung) if held else None
+    if held is None or rows is None:
+        return ""
+    ax.plot(x[rows], loss[rows], "o", mfc="none", mec=PREDICTED, ms=7, mew=1.2, zorder=5)
+    draw_holdout(ax, held, x[rows])
+    known = " with its 95 % interval" if held.interval95 else ""
+    return f" Rings: the largest runs by FLOPs, held out; diamond: their mean as smaller runs alone predict it{known}."
+
+
 def compute(fit: FitResult) -> Figure | None:
     """Loss against FLOPs: every run, and the lowest loss that the law allows at each budget."""
     inputs = fit.points.inputs(fit.parameters.removeprefix("params_"))
@@ -102,7 +121,7 @@ def compute(fit: FitResult) -> Figure | None:
     bands = [np.percentile(s["loss_opt"][np.isfinite(s["loss_opt"])], (2.5, 97.5)) for _, s in found if s]
     with sheet(title, height=350) as (page, ax):
         size_axis(ax.xaxis, float(x.min()) / 1.3, edge, "training FLOPs", powers=True, most=6)
-        value_axis(ax.yaxis, *padded(np.concatenate([loss, line]), 0.05), loss_words(fit), log=True)
+        value_axis(ax.yaxis, *padded(np.concatenate([loss, line]), 0.08), loss_words(fit), log=True)
         zone(ax, float(x.max()))
         shade_dots(page, ax, x, loss, inputs["params"], axis_words("params", fit.parameters))
         if bands:
@@ -110,6 +129,7 @@ def compute(fit: FitResult) -> Figure | None:
         inside = grid <= float(x.max()) * 1.001
         ax.plot(grid[inside], line[inside], color=LAW, zorder=4, label="lowest loss of the law at C = 6 N D")
         ax.plot(grid[~inside], line[~inside], color=LAW, dashes=(4, 2), zorder=4)
+        told = ring_holdout(ax, fit, x, loss)
         draw_targets(ax, targets, "flops")
         ax.legend(loc="upper right")
     budgets = sorted(
@@ -123,7 +143,8 @@ def compute(fit: FitResult) -> Figure | None:
         f"{r[1]} at {r[0]} FLOPs" for r in rows
     )
     caption = "Line: the law's loss when each budget is split optimally between parameters and tokens; every run lies on it or above, within noise."
-    header = ("FLOPs", "lowest loss of the law [95 %]", "best run within a factor of 2")
+    caption += told
+    header = ("FLOPs", "lowest loss of the law [95 %]", "best run at half to all of it")
     return finish(page, "loss_vs_flops", title, alt + ".", caption, Table(header=header, rows=rows))
 
 
@@ -132,6 +153,6 @@ def compute_row(fit: FitResult, flops: float, x: Array, loss: Array) -> tuple[st
     ends = (
         np.percentile(samples["loss_opt"][np.isfinite(samples["loss_opt"])], (2.5, 97.5)) if samples else (None, None)
     )
-    near = loss[(x > flops / 2) & (x < flops * 2)]
+    near = loss[(x >= flops / 2) & (x <= flops * SAME_BUDGET)]
     best = number(float(near.min())) if len(near) else "none"
     return power_of_ten(flops, 3).replace(".00", ""), with_interval(point["loss_opt"], *ends), best

@@ -10,7 +10,7 @@ of them in `analysis.laws`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,64 +19,58 @@ from analysis.rows import Array
 Quantities = dict[str, Array]
 
 
-class Law(Protocol):
-    """What the solver, the bootstrap and the figures need from a law."""
+def nothing(_: Quantities) -> Quantities:
+    return {}
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Natural names in order: A, B, E, alpha, beta."""
-        ...
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Which of params, tokens, unique_tokens, flops, family it reads."""
-        ...
+def no_allocation(_: Quantities, __: float) -> Quantities:
+    return {}
 
-    @property
-    def delta(self) -> float | None:
-        """Huber delta on log residuals by default; None is least squares."""
-        ...
 
-    @property
-    def absolute(self) -> bool:
-        """Whether residuals are of the loss itself instead of its logarithm."""
-        ...
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """What the solver, the bootstrap and the figures need from a law; `SumLaw` and `CurveLaw` bring ln(loss) and its slopes."""
 
-    @property
-    def counts(self) -> str:
-        """Parameter count it is defined for (total, non_embedding), or auto."""
-        ...
-
-    @property
-    def simpler(self) -> str | None:
-        """The law to fall back to when the data cannot carry this one."""
-        ...
-
-    def logged(self) -> Array:
-        """Mask of the parameters whose internal value is the logarithm."""
-        ...
+    name: str
+    parameters: tuple[str, ...]  # natural names in order: A, B, E, alpha, beta
+    inputs: tuple[str, ...]  # which of params, tokens, unique_tokens, flops, family it reads
+    scales: tuple[str, ...]  # parameters whose internal value is the logarithm
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of internal parameters; there: a finding
+    delta: float | None = None  # Huber delta on log residuals by default; None is least squares
+    absolute: bool = False  # whether residuals are of the loss itself instead of its logarithm
+    counts: str = "auto"  # parameter count it is defined for (total, non_embedding), or auto
+    simpler: str | None = None  # the law to fall back to when the data cannot carry this one
+    keeps: bool = False  # falls back only where the design has nothing for its terms, not for loose parameters
+    derive: Callable[[Quantities], Quantities] = nothing
+    allocation: Callable[[Quantities, float], Quantities] = no_allocation
 
     def log_predict(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
         """ln(loss) for a batch of internal parameters: (batch, points)."""
-        ...
+        raise NotImplementedError
+
+    def log_slopes(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
+        """d ln(loss) / d internal parameters: (batch, points, parameters)."""
+        raise NotImplementedError
+
+    def logged(self) -> Array:
+        """Mask of the parameters whose internal value is the logarithm."""
+        return np.array([name in self.scales for name in self.parameters])
 
     def predict(self, params: Mapping[str, float], inputs: Mapping[str, Any]) -> Array:
         """Loss at `inputs`."""
-        ...
+        return np.exp(self.log_predict(internal(self, params)[None], inputs)[0])
 
     def gradient(self, params: Mapping[str, float], inputs: Mapping[str, Any]) -> Array:
         """d ln(loss) / d internal parameter, one row per input, one column per parameter."""
-        ...
+        return self.log_slopes(internal(self, params)[None], inputs)[0]
 
     def derived(self, params: Quantities) -> Quantities:
         """Quantities that follow from the parameters alone (a_opt, N_c), elementwise over samples."""
-        ...
+        return self.derive(params)
 
     def allocate(self, params: Quantities, flops: float) -> Quantities:
         """N_opt, D_opt, tokens_per_parameter at a budget under C = 6 N D; empty where the law has none."""
-        ...
+        return self.allocation(params, flops)
 
 
 def internal(law: Law, params: Mapping[str, float]) -> Array:
@@ -122,50 +116,30 @@ class Term:
         return sum((sign * theta[p][:, None] * feature(f, inputs)[None] for p, f, sign in self.factors), np.zeros(1))
 
 
-def nothing(_: Quantities) -> Quantities:
-    return {}
-
-
-def no_allocation(_: Quantities, __: float) -> Quantities:
-    return {}
-
-
 @dataclass(frozen=True, kw_only=True)
-class SumLaw:
+class SumLaw(Law):
     """A law declared by its terms."""
 
-    name: str
     terms: tuple[Term, ...]
-    delta: float | None = None
-    absolute: bool = False
-    counts: str = "auto"
-    simpler: str | None = None
-    derive: Callable[[Quantities], Quantities] = nothing
-    allocation: Callable[[Quantities, float], Quantities] = no_allocation
+    parameters: tuple[str, ...] = field(init=False)
+    inputs: tuple[str, ...] = field(init=False)
+    scales: tuple[str, ...] = field(init=False)
+    exponents: tuple[str, ...] = field(init=False)
 
-    @property
-    def amplitudes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(p for t in self.terms for p, f, _ in t.factors if f.startswith("1")))
-
-    @property
-    def exponents(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(p for t in self.terms for p, f, _ in t.factors if not f.startswith("1")))
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return self.amplitudes + self.exponents
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        names = [f.partition("@") for t in self.terms for _, f, _ in t.factors]
-        read = [("tokens", "params") if base == "ratio" else (base,) for base, _, _ in names if base != "1"]
-        grouped = ("family",) if any(family for _, _, family in names) else ()
-        return tuple(dict.fromkeys(n for group in read for n in group)) + grouped
-
-    def logged(self) -> Array:
-        return np.array([name in self.amplitudes for name in self.parameters])
+    def __post_init__(self) -> None:
+        factors = [factor for term in self.terms for factor in term.factors]
+        features = [f.partition("@") for _, f, _ in factors]
+        read = [("tokens", "params") if base == "ratio" else (base,) for base, _, _ in features if base != "1"]
+        grouped = ("family",) if any(family for _, _, family in features) else ()
+        scales = tuple(dict.fromkeys(p for p, f, _ in factors if f.startswith("1")))
+        exponents = tuple(dict.fromkeys(p for p, f, _ in factors if not f.startswith("1")))
+        known = {"scales": scales, "exponents": exponents, "parameters": scales + exponents}
+        known["inputs"] = tuple(dict.fromkeys(n for group in read for n in group)) + grouped
+        for name, value in known.items():
+            object.__setattr__(self, name, value)  # the one way to fill a frozen dataclass in
 
     def _logs(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
+        """ln of every term: (terms, batch, points)."""
         columns = {name: theta[:, i] for i, name in enumerate(self.parameters)}
         logs = [term.log(columns, inputs) for term in self.terms]
         return np.stack(np.broadcast_arrays(*logs))
@@ -173,60 +147,26 @@ class SumLaw:
     def log_predict(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
         return np.logaddexp.reduce(self._logs(theta, inputs), axis=0)
 
-    def predict(self, params: Mapping[str, float], inputs: Mapping[str, Any]) -> Array:
-        return np.exp(self.log_predict(internal(self, params)[None], inputs)[0])
-
-    def gradient(self, params: Mapping[str, float], inputs: Mapping[str, Any]) -> Array:
-        logs = self._logs(internal(self, params)[None], inputs)[:, 0]
+    def log_slopes(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
+        logs = self._logs(theta, inputs)
         shares = np.exp(logs - np.logaddexp.reduce(logs, axis=0))
-        out = np.zeros((logs.shape[1], len(self.parameters)))
+        out = np.zeros((*shares.shape[1:], len(self.parameters)))
         for share, term in zip(shares, self.terms, strict=True):
             for name, feat, sign in term.factors:
-                out[:, self.parameters.index(name)] += share * sign * feature(feat, inputs)
+                out[:, :, self.parameters.index(name)] += share * sign * feature(feat, inputs)
         return out
-
-    def derived(self, params: Quantities) -> Quantities:
-        return self.derive(params)
-
-    def allocate(self, params: Quantities, flops: float) -> Quantities:
-        return self.allocation(params, flops)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveLaw:
+class CurveLaw(Law):
     """A law with a formula of its own: ln(loss) (batch, points) and its Jacobian (batch, points, parameters)."""
 
-    name: str
-    parameters: tuple[str, ...]
-    inputs: tuple[str, ...]
-    scales: tuple[str, ...]  # parameters whose internal value is the logarithm
     log_loss: Callable[[Array, Mapping[str, Any]], Array]
     log_gradient: Callable[[Array, Mapping[str, Any]], Array]
     starts: Callable[[Mapping[str, Any], Array], Array]  # internal starts from inputs and loss
-    limits: Mapping[str, tuple[float, float]] = field(
-        default_factory=dict
-    )  # of internal parameters; being there is a finding
-    delta: float | None = None
-    absolute: bool = False
-    counts: str = "auto"
-    simpler: str | None = None
-    derive: Callable[[Quantities], Quantities] = nothing
-    allocation: Callable[[Quantities, float], Quantities] = no_allocation
-
-    def logged(self) -> Array:
-        return np.array([name in self.scales for name in self.parameters])
 
     def log_predict(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
         return self.log_loss(theta, inputs)
 
-    def predict(self, params: Mapping[str, float], inputs: Mapping[str, Any]) -> Array:
-        return np.exp(self.log_loss(internal(self, params)[None], inputs)[0])
-
-    def gradient(self, params: Mapping[str, float], inputs: Mapping[str, Any]) -> Array:
-        return self.log_gradient(internal(self, params)[None], inputs)[0]
-
-    def derived(self, params: Quantities) -> Quantities:
-        return self.derive(params)
-
-    def allocate(self, params: Quantities, flops: float) -> Quantities:
-        return self.allocation(params, flops)
+    def log_slopes(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
+        return self.log_gradient(theta, inputs)

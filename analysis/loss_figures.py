@@ -40,6 +40,7 @@ from analysis.rows import Array
 from analysis.words import axis_words, equation, law_words
 
 SAME_SIZE = 0.02  # in ln: sizes closer than this are one rung
+MOST_NAMED = 12  # rungs named in the picture
 MOST_ROWS = 30  # of a table by rung; beyond it is by size class
 STEPS = 160  # points on a drawn law
 KNOTS = 9  # of them at which its interval is computed; bands are smooth on logarithmic axes
@@ -55,7 +56,8 @@ def ladder(fit: FitResult, curves: Sequence[Curve] = ()) -> Figure | None:
         return None
     targets = [p for p in fit.predictions if known(p.inputs.get(axis))]
     edge = max([float(x.max()) * REACH[axis], *(1.5 * p.inputs[axis] for p in targets)])
-    start = float(x.min()) / (5 if curves else 1.6)
+    named = len(rungs) <= MOST_NAMED
+    start = float(x.min()) / (5 if curves else max(1.6, (edge / float(x.min())) ** (0.16 if named else 0.0)))
     grid = np.geomspace(float(x.min()), edge, STEPS)
     law = fit.predict({axis: grid})
     name = {"params": "loss_vs_params", "flops": "loss_vs_flops", "tokens": "loss_vs_tokens_fit"}[axis]
@@ -74,7 +76,8 @@ def ladder(fit: FitResult, curves: Sequence[Curve] = ()) -> Figure | None:
         draw_curves(ax, fit, curves, "val/flops")
         draw_law(ax, fit, axis, grid, law, float(x.max()))
         draw_rungs(ax, x, loss, rungs)
-        draw_holdout(ax, held, x, rungs)
+        if held is not None:
+            draw_holdout(ax, held, x[rungs[held.rung]])
         draw_targets(ax, targets, axis)
         if curves:
             page.legend(loc="outside lower left", ncols=2, columnspacing=1.0)
@@ -144,19 +147,17 @@ def draw_rungs(ax: Any, x: Array, loss: Array, rungs: dict[str, Array]) -> None:
         at, value = float(np.exp(np.log(x[rows]).mean())), float(np.exp(np.log(loss[rows]).mean()))
         text = ("mean of a rung" if several else "runs") if i == 0 else None
         ax.plot([at], [value], "o", color=MEASURED, ms=6.5 if len(rungs) <= 40 else 3.5, zorder=5, label=text)
-        if len(rungs) <= 12:
+        if len(rungs) <= MOST_NAMED:
             label(ax, at, float(loss[rows].min()), rung_name(name), dx=-4, dy=-11, ha="right")
 
 
-def draw_holdout(ax: Any, held: HoldOut | None, x: Array, rungs: dict[str, Array]) -> None:
-    """What the smaller rungs predicted for the largest, a little to the right of what was measured."""
-    if held is None or held.rung not in rungs:
-        return
-    low, high = ax.get_xlim()
-    at = float(np.exp(np.log(x[rungs[held.rung]]).mean())) * (high / low) ** 0.022
+def draw_holdout(ax: Any, held: HoldOut, x: Array) -> None:
+    """What the smaller rungs predicted for the runs at `x`: an open diamond at their size, so that what was measured shows."""
+    at = float(np.exp(np.log(x).mean()))
     if held.interval95:
         ax.plot([at, at], held.interval95, color=PREDICTED, lw=2.2, zorder=5, solid_capstyle="butt")
-    ax.plot([at], [held.predicted], "D", color=PREDICTED, ms=6, zorder=6, label=f"{rung_name(held.rung)}, predicted")
+    name = f"{rung_name(held.rung)}, predicted"
+    ax.plot([at], [held.predicted], "D", color=PREDICTED, mfc="none", mew=1.8, ms=9, zorder=6, label=name)
 
 
 def draw_targets(ax: Any, targets: Sequence[Prediction], axis: str) -> None:
@@ -166,7 +167,7 @@ def draw_targets(ax: Any, targets: Sequence[Prediction], axis: str) -> None:
             ax.plot([at, at], target.intervals["95"], color=PREDICTED, lw=1.4, zorder=5)
         ax.plot([at], [target.mean], "s", mfc="white", mec=PREDICTED, ms=6, zorder=6)
         name = power_of_ten(at) if axis == "flops" else count(at)
-        label(ax, at, target.mean, f"{name}: {number(target.mean, 3)}", dx=8, dy=13, ha="right")
+        label(ax, at, target.mean, f"{name}: {number(target.mean, 3)}", dx=-8, dy=-11, ha="right")
 
 
 def draw_curves(ax: Any, fit: FitResult, curves: Sequence[Curve], x_metric: str) -> list[tuple[float, float, str]]:

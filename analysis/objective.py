@@ -16,6 +16,8 @@ import numpy as np
 from analysis.law import CurveLaw, Law, SumLaw, feature, internal
 from analysis.rows import Array
 
+STEEPEST = 12.0  # exponent beyond which amplitudes would leave float64; far outside what a verdict accepts
+
 
 def huber(residual: Array, delta: float | None) -> Array:
     """r^2 / 2 within delta, delta (|r| - delta / 2) beyond; r^2 / 2 everywhere when delta is None."""
@@ -119,7 +121,8 @@ class SumModel:
         raw = [self._matrix(term.factors, inputs) for term in law.terms]
         self.coordinates = coordinates(law, pinned, self._centre(raw, pinned) if centred else None)
         self.size = self.coordinates.basis.shape[1]
-        self.limits = (np.full(self.size, -np.inf), np.full(self.size, np.inf))
+        steep = np.where(law.logged()[[name not in pinned for name in law.parameters]], np.inf, STEEPEST)
+        self.limits = (-steep, steep)
         # ln term = offset + features @ t[columns]; most columns of a term are zero and dropped
         self.terms: list[tuple[Array, Array, Array]] = []
         for matrix in raw:
@@ -216,7 +219,7 @@ class CurveModel:
         return self.law.log_predict(self.to_theta(t), self.inputs)
 
     def _jacobian(self, t: Array) -> Array:
-        return self.law.log_gradient(self.to_theta(t), self.inputs) @ self.coordinates.basis
+        return self.law.log_slopes(self.to_theta(t), self.inputs) @ self.coordinates.basis
 
     def evaluate(
         self, t: Array, w: Array, delta: float | None, exact: bool, z: Array | None = None

@@ -80,8 +80,12 @@ def draw_profile(ax: Any, profile: Any, estimate: float | None) -> None:
         value_axis(ax.xaxis, low, high, symbol(profile.parameter), most=4)
     value_axis(ax.yaxis, 0.0, top, "deviance", most=4)
     ax.axhline(profile.limit, color=PREDICTED, lw=1.2, dashes=(4, 2))
-    label(ax, ax.get_xlim()[1], profile.limit, "95 %", dx=-2, dy=8, ha="right", color=PREDICTED)
     left, right = ax.get_xlim()
+    below, above = (
+        profile.bounded
+    )  # outside the crossings the curve is above the limit, so the name goes under it there
+    at, ha, dx = (left, "left", 3) if below and not above else (right, "right", -2)
+    label(ax, at, profile.limit, "95 %", dx=dx, dy=-8 if below or above else 8, ha=ha, color=PREDICTED)
     drawn = (values >= left - (right - left)) & (values <= right + (right - left))
     ax.plot(values[drawn], excess[drawn], color=LAW)
     if known(estimate):

@@ -121,4 +121,6 @@ def data_constrained() -> CurveLaw:
         starts=starts,
         limits={"R_D": WORTHS, "R_N": WORTHS},
         delta=1e-3,
+        simpler="chinchilla",
+        keeps=True,  # a loose R* is a finding: Chinchilla's law would take repeated tokens for new ones
     )

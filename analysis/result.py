@@ -101,8 +101,9 @@ class FitResult:
     verdict: Verdict
     holdout: tuple[HoldOut, ...]
     noise: Noise | None
-    resampling: str  # pairs: runs drawn with replacement | parametric: losses redrawn about the law | none
+    resampling: str  # pairs: runs drawn with replacement | parametric, residuals: losses redrawn about the law | none
     predictions: tuple[Prediction, ...] = ()
+    allocation: Prediction | None = None  # N_opt, D_opt, tokens per parameter at the largest FLOPs of the points
     candidates: tuple[Candidate, ...] = ()
     profiles: tuple[Profile, ...] = ()
     sensitivity: tuple[dict[str, Any], ...] = ()
@@ -186,6 +187,7 @@ def body(r: FitResult) -> dict[str, Any]:
         "noise": None if r.noise is None else asdict(r.noise),
         "scatter": scatter(r),
         "predictions": [asdict(p) for p in r.predictions],
+        "allocation": None if r.allocation is None else asdict(r.allocation),
         "candidates": [asdict(c) for c in r.candidates],
         "profiles": [asdict(p) for p in r.profiles],
         "sensitivity": list(r.sensitivity),
@@ -197,7 +199,7 @@ def optimum_json(o: Optimum | None) -> dict[str, Any] | None:
     if o is None:
         return None
     names = ("start_share", "starts", "runner_up", "runner_up_params", "grad_norm", "condition")
-    return {name: getattr(o, name) for name in names}
+    return {name: getattr(o, name) for name in names} | {"search": o.search}
 
 
 def scatter(r: FitResult) -> dict[str, float] | None:

@@ -59,6 +59,7 @@ def method_sentence(fit: FitResult) -> str:
     how = {
         "pairs": "runs drawn with replacement",
         "parametric": "losses redrawn about the law, since so few rungs cannot be drawn with replacement",
+        "residuals": "losses redrawn about each budget's parabola with its own residuals",
         "none": "none",
     }.get(fit.resampling, fit.resampling)
     text = f"{n} runs, {convention(fit.parameters)}; objective: {fit.objective_name}, {number(fit.objective)} at the minimum."
@@ -113,7 +114,10 @@ def evidence(fit: FitResult) -> str:
         else number(o.runner_up)
     )
     rows = (
-        ("starts that reached the minimum", f"{percent(100 * o.start_share)} of {o.starts:,}"),
+        (
+            "starts that reached the minimum",
+            f"{percent(100 * o.start_share)} of {o.starts:,}" if o.starts else o.search,
+        ),
         ("objective of the next distinct minimum", runner),
         ("gradient, scale-free", power_of_ten(o.grad_norm)),
         ("condition number", number(o.condition, 2)),

@@ -219,10 +219,12 @@ def bars(found: Sequence[Gain], title: str) -> Any:
         low, high = gain_limits(found)
         value_axis(ax.xaxis, low, high + 0.14 * (high - low), "relative gain, %", most=6)
         ticks, names, y, last = [], [], 0.0, ""
+        spans: dict[str, tuple[float, float]] = {}  # category -> first and last bar
         for g in found:
             if g.category != last:
                 label(ax, low, y, g.category.replace("_", " "), dx=2, fontweight="bold")
                 y, last = y + 1, g.category
+            spans[g.category] = (spans.get(g.category, (y, y))[0], y)
             ax.barh([y], [g.percent], height=0.66, color=looks[g.category].colour, zorder=2)
             reach = max(g.percent + (g.stderr or 0), 0.0)
             label(ax, min(reach, high), y, percent(g.percent, True), dx=3)
@@ -231,7 +233,8 @@ def bars(found: Sequence[Gain], title: str) -> Any:
             ticks.append(y)
             names.append(f"{g.task} ({g.metric})" if several[g.task] > 1 else g.task)
             y += 1
-        ax.axvline(0, color=LAW, lw=1)
+        for start, end in spans.values():  # not one line through the headings
+            ax.plot([0, 0], [start - 0.5, end + 0.5], color=LAW, lw=1, zorder=3)
         ax.set(ylim=(y - 0.4, -0.7))
         ax.set_yticks(ticks, names)
         ax.grid(False, axis="y")

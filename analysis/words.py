@@ -26,6 +26,7 @@ LAW_NAMES = {
     "overtraining": "over-training law",
     "bnsl": "broken power law",
     "last_point": "last rung's loss again",
+    "last_optimum": "last optimum again",
     "no_offset": "power law",
     "shared_offset": "power laws with a shared irreducible loss",
 }

@@ -52,6 +52,15 @@ def test_a_joint_law_is_drawn_against_parameters_tokens_and_flops(joint):
     }
 
 
+def test_held_out_runs_are_ringed_and_no_run_is_compared_with_a_smaller_budget(joint):
+    by_name = {f.name: f for f in joint}
+    for name in ("loss_vs_params", "loss_vs_tokens", "loss_vs_flops"):
+        assert "Rings: the largest runs by FLOPs, held out" in by_name[name].caption
+    for row in by_name["loss_vs_flops"].table.rows:
+        if row[2] != "none":
+            assert float(row[2]) > float(row[1].split(" ")[0]) * 0.99
+
+
 def test_every_figure_says_in_words_and_rows_what_it_shows(drawn, joint):
     for figure in (*drawn, *joint):
         root = ET.fromstring(figure.svg)

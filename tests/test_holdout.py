@@ -98,4 +98,5 @@ def test_many_sizes_are_held_out_in_bins_of_compute():
     assert len(groups) == 10 and sum(map(len, groups.values())) == 120
     held = rolling(law_named("chinchilla"), points, parameters="total", delta=1e-3, pinned={}, seeds="runs", most=1)
     assert abs(held[0].error_percent) < 0.5 and held[0].interval95 is not None
+    assert held[0].x == "flops" and held[0].decades > 0  # more compute, if not more parameters than the smaller bins
     assert held[0].interval95[0] < held[0].predicted < held[0].interval95[1]

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
-from scaling import ladder, loss_of, make_points, study
+from scaling import HOFFMANN, ladder, loss_of, make_points, study
 
+from analysis.bootstrap import pairs
+from analysis.estimate import estimate
 from analysis.fit import FitSettings, fit
+from analysis.laws import law_named
+from analysis.rows import Points
 
 QUICK = {"bootstrap": 60, "holdout": 0, "sensitivity": False}
 
@@ -93,6 +97,7 @@ def test_isoflop_minimum_on_the_edge_is_flagged():
     d = flops / 6 / n
     result = fit(make_points(n, d, loss_of(n, d), flops=flops), FitSettings(**QUICK, law="isoflop"))
     assert not result.verdict.identified and "edge of its grid" in " ".join(result.verdict.reasons)
+    assert result.law == "chinchilla" and result.verdict.law == "isoflop"  # no budget has a minimum among its sizes
 
 
 def test_profile_limit_is_the_square_of_student_t():
@@ -112,3 +117,50 @@ def test_profile_limit_is_the_square_of_student_t():
         np.interp([line.slope - half, line.slope + half], profile.values, profile.excess), profile.limit, rtol=0.06
     )
     assert line.slope - half - step < inside.min() and inside.max() < line.slope + half + step
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_losses_without_a_law_end_in_a_verdict(seed):
+    """Random losses over a narrow range of sizes: an exponent free to run takes its amplitude out of float64."""
+    rng = np.random.default_rng(seed)
+    n, d = 1e6 * 10 ** rng.uniform(0, 0.3, 150), 10 ** rng.uniform(8, 12, 150)
+    loss = rng.uniform(1, 5, 150)
+    loss[np.argsort(n)[:3]] = 9
+    result = fit(make_points(n, d, loss), FitSettings(law="chinchilla", bootstrap=0, holdout=0, fallback=False))
+    assert not result.verdict.identified and all(np.isfinite(list(result.params.values())))
+
+
+@pytest.mark.parametrize(("law", "letter", "words"), [("kaplan_n", "N", "tokens"), ("kaplan_d", "D", "parameters")])
+def test_a_law_of_one_size_says_that_the_other_varies(law, letter, words):
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(3e7, 3e9, 5), np.geomspace(1e9, 3e11, 5)))
+    points = make_points(n, d, noisy(n, d))
+    result, reasons = verdict_of(points, law=law)
+    assert not result.verdict.identified and f"{words} vary" in reasons and f"at equal {letter}" in reasons
+    offset, told = verdict_of(points, law="power_law_offset", x="params" if letter == "N" else "tokens")
+    assert offset.law == "power_law_offset" and f"{words} vary" in told  # the power law would mix them as well
+
+
+def test_without_repetition_the_law_of_fresh_data_is_reported():
+    points = study(np.random.default_rng(1), noise=0.003, sizes=6, ratios=5)
+    fresh = Points(rows=tuple(type(p)(**{**vars(p), "unique_tokens": p.tokens}) for p in points))
+    result, reasons = verdict_of(fresh, law="data_constrained")
+    assert (
+        result.law == "chinchilla" and "no run repeats its data" in reasons and result.verdict.law == "data_constrained"
+    )
+
+
+def test_resamples_stay_within_the_limits_of_a_law():
+    """Excess parameters that cost nothing: R_N runs to its end, in the fit as in every resample."""
+    rng = np.random.default_rng(2)
+    n, d = 10 ** rng.uniform(7.5, 9.8, 40), 10 ** rng.uniform(9.0, 11.5, 40)
+    unique = d / 10 ** rng.uniform(0, 1.7, 40)
+    law = law_named("data_constrained")
+    truth = HOFFMANN | {"R_D": 12.0, "R_N": 1e5}
+    loss = law.predict(truth, {"params": n, "tokens": d, "unique_tokens": unique}) * np.exp(
+        0.01 * rng.standard_normal(40)
+    )
+    e = estimate(law, make_points(n, d, loss, unique=unique), delta=1e-3)
+    theta = pairs(e, 40, 0).theta
+    for name, (low, high) in law.limits.items():
+        column = theta[:, law.parameters.index(name)]
+        assert low <= column.min() and column.max() <= high

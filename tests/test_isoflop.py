@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scaling import HOFFMANN, loss_of, make_points
 
+from analysis.findings import headline
 from analysis.fit import FitSettings, fit, to_json
 from analysis.isoflop import Minimum, held_out, parabola_minimum
 from analysis.rows import Points
@@ -38,6 +39,24 @@ def test_isoflop_finds_the_planted_exponents():
     assert [h.fitted_rungs for h in result.holdout] == [5, 4, 3] and abs(result.holdout[0].error_percent) < 10
     assert all(h.interval95 and h.interval95[0] < h.actual < h.interval95[1] for h in result.holdout)
     assert to_json(result)["predictions"][0]["mean"] is None  # a law of allocation has no loss to give
+    assert result.ci["a_opt"] == result.ci["N_exponent"] and set(result.holdout[0].baselines) == {
+        "last_optimum",
+        "square_root",
+    }
+
+
+def test_lines_come_with_evidence_and_the_split_of_the_largest_budget():
+    for law in ("isoflop", "chinchilla"):
+        found = to_json(fit(grid(noise=0.0005), FitSettings(law=law, bootstrap=50, holdout=0, sensitivity=False)))
+        split = found["allocation"]
+        assert split["inputs"] == {"flops": BUDGETS[-1]} and split["derived"]["N_opt"] == pytest.approx(
+            G * (BUDGETS[-1] / 6) ** A_OPT, rel=0.1
+        )
+        for name in ("N_opt", "D_opt", "tokens_per_parameter"):
+            low, high = split["derived_ci"][name]["95"]
+            assert low < split["derived"][name] < high
+        assert found["optimum"]["grad_norm"] < 1e-5 and found["optimum"]["start_share"] > 0
+        assert found["optimum"]["search"].startswith("closed form" if law == "isoflop" else "")
 
 
 def test_budgets_without_a_minimum_are_listed_and_not_used():
@@ -47,7 +66,7 @@ def test_budgets_without_a_minimum_are_listed_and_not_used():
     result = fit(points.take(kept), FitSettings(law="isoflop", bootstrap=0))
     rows = result.tables["isoflop"]
     assert [r["kept"] for r in rows] == [False] + [True] * 5 and "3 sizes, fewer than 4" in rows[0]["reason"]
-    assert parabola_minimum(np.geomspace(1, 10, 5), -np.square(np.linspace(-1, 1, 5)), np.ones(5)) is None
+    assert parabola_minimum(np.geomspace(1, 10, 5), -np.square(np.linspace(-1, 1, 5))) is None
     with pytest.raises(UsageError, match="1 of 1 FLOP budgets have a minimum"):
         fit(points.take(points.column("flops") == BUDGETS[1]), FitSettings(law="isoflop"))
 
@@ -59,8 +78,9 @@ def test_envelope_of_training_curves_finds_the_planted_exponent():
         d = np.geomspace(2 * n, 400 * n, 25)
         curve = make_points(np.full(25, n), d, loss_of(n, d), flops=6 * n * d)
         rows += [type(p)(**{**vars(p), "run_id": f"size{i}", "step": k}) for k, p in enumerate(curve)]
-    result = fit(Points(rows=tuple(rows)), FitSettings(law="approach1", bootstrap=10))
+    result = fit(Points(rows=tuple(rows)), FitSettings(law="approach1", bootstrap=450))
     assert result.law == "envelope" and abs(result.params["N_exponent"] - A_OPT) < 0.03
+    assert len(result.samples) == 450 and result.optimum.grad_norm < 1e-9
     assert {round(row["n_opt"]) for row in result.tables["envelope"]} <= {round(n) for n in sizes[1:-1]}
     held = result.holdout
     assert [h.fitted_rungs for h in held] == [11, 10, 9] and all(abs(h.error_percent) < 10 for h in held)
@@ -86,3 +106,8 @@ def test_hold_out_intervals_cover_as_often_as_they_say():
         held = held_out("isoflop", [[m] for m in minima])[0]
         inside += held.interval95[0] < held.actual < held.interval95[1]
     assert 0.90 <= inside / 300 <= 0.99
+
+
+def test_held_out_sizes_are_told_as_counts():
+    told = headline(fit(grid(noise=0.0005), FitSettings(law="isoflop", bootstrap=0)))
+    assert "smaller budgets: " in told and "⁹" not in told and "," not in told.split("measured ")[1].split(":")[0]

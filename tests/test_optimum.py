@@ -114,3 +114,11 @@ def test_everything_pinned_is_an_evaluation():
         "A": 12.0,
         "alpha": 0.08,
     }
+
+
+def test_starts_tried_on_a_sample_reach_the_same_optimum(monkeypatch):
+    points = study(np.random.default_rng(3), noise=0.01)
+    whole = estimate(law_named("chinchilla"), points, delta=1e-3, wide=True).optimum
+    monkeypatch.setattr("analysis.optimum.SCREENED", 40)
+    sampled = estimate(law_named("chinchilla"), points, delta=1e-3, wide=True).optimum
+    assert sampled.objective == pytest.approx(whole.objective, rel=1e-9) and sampled.starts == whole.starts

@@ -19,6 +19,8 @@ from analysis.options import default_options
 from analysis.points import points_from_file
 from analysis.report import report_html, write_report
 from analysis.rows import Points
+from analysis.words import law_words
+from sweeps.cli import run_verb
 
 QUICK = FitSettings(law="power_law", bootstrap=0, sensitivity=False)
 
@@ -189,3 +191,23 @@ def test_published_isoflops_have_the_published_valleys():
     valleys = isoflop_figures.valleys(result)
     assert valleys is not None and len(valleys.table.rows) == 9
     assert "Compute-optimal size grows as C to the power 0.495" in headline(result)
+
+
+def test_a_report_is_named_after_its_file_and_each_choice_of_rows_has_its_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "deep" / "runs.csv"
+    table.parent.mkdir()
+    table.write_text(
+        "run_id,params_total,loss\n" + "".join(f"r{k},{10.0**k:g},{9 - 0.9 * k:g}\n" for k in range(6, 10))
+    )
+    told = [f"points={table}", f"output_root={tmp_path}", "law=power_law", "bootstrap=0", "holdout=0"]
+    for where in ("", "params_total<5e8", "params_total>5e6"):
+        assert run_verb("report", [*told, *([f"where='{where}'"] if where else [])]) == 0
+    pages = sorted((tmp_path / "reports").glob("*/report.html"))
+    assert len(pages) == 3 and (tmp_path / "reports" / "runs" / "report.html") in pages
+    page = pages[0].read_text()
+    assert "<title>runs.csv: scaling report</title>" in page and "<h1>runs.csv: scaling report</h1>" in page
+
+
+def test_words_of_the_last_optimum():
+    assert law_words("last_optimum") == "last optimum again"

@@ -6,12 +6,15 @@ Parameters of the Chinchilla law (runs resampled), parameters of a ladder with a
 intervals of a held-out largest rung, with equal noise and with the scatter between rungs larger than between seeds.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scaling import HOFFMANN, ladder, loss_of, study
+from scaling import HOFFMANN, ladder, loss_of, make_points, study
 
 from analysis.bootstrap import interval, resample
 from analysis.estimate import estimate
+from analysis.fit import FitSettings, fit
 from analysis.holdout import rolling
 from analysis.intervals import prediction_intervals
 from analysis.laws import law_named
@@ -83,4 +86,25 @@ def test_held_out_rung_is_inside_its_prediction_interval(rung_scatter, law):
         )
         for h, name in zip(held[:2], hits, strict=True):
             hits[name].append(h.interval95 is not None and h.interval95[0] <= h.actual <= h.interval95[1])
+    assert_covered(hits)
+
+
+def test_isoflop_exponent():
+    """Seven budgets of 8 to 14 sizes; the truth is what the parabolas give without noise."""
+    hits = {"N_exponent": [], "D_exponent": []}
+    planted = {name: np.array([v]) for name, v in HOFFMANN.items()}
+    budgets = np.geomspace(6e18, 3e21, 7)
+    optima = np.array([law_named("chinchilla").allocate(planted, c)["N_opt"][0] for c in budgets])
+    for k in range(STUDIES):
+        rng = np.random.default_rng([4, k])
+        sizes = rng.integers(8, 15, 7)
+        flops, middle = np.repeat(budgets, sizes), np.repeat(optima, sizes)
+        n = middle * 10 ** rng.uniform(-0.5, 0.5, len(flops))
+        d, noise = flops / 6 / n, np.exp(0.003 * rng.standard_normal(len(flops)))
+        settings = FitSettings(law="isoflop", bootstrap=250, holdout=0, fallback=False)
+        truth = fit(make_points(n, d, loss_of(n, d), flops=flops), replace(settings, bootstrap=0))
+        found = fit(make_points(n, d, loss_of(n, d) * noise, flops=flops), settings)
+        for name in hits:
+            low, high = found.ci[name]["95"]
+            hits[name].append(low <= truth.params[name] <= high)
     assert_covered(hits)

@@ -1,11 +1,11 @@
 """`gopher report`: figures and one HTML page about a sweep (or a table of points), written under the output root and logged to MLflow."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gopher.errors import UsageError
 from sweeps.launched import command_line
 from sweeps.provenance import code_state, versions
 from sweeps.redact import hide_secrets
@@ -29,14 +29,14 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     result = run_fit(request)
     from_sweep = request.points is None
     curves = curves_from_mlflow(settings.tracking_uri, settings.name) if from_sweep else []
-    folder = report_folder(settings, request.points)
+    folder = report_folder(settings, request)
     launch, command = (hide_secrets(command_line(verb, overrides)) for verb in ("launch", "report"))
     page = write_report(
         result,
         result.points,
         curves,
         folder,
-        title=settings.name if from_sweep else str(request.points),
+        title=settings.name if from_sweep else result.points.source,
         tasks=scores_from_mlflow(settings.tracking_uri, settings.name) if from_sweep else [],
         forecasts=load_all(settings.sweep_dir / "forecasts") if from_sweep else [],
         provenance=report_provenance(),
@@ -48,12 +48,14 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     return 0
 
 
-def report_folder(settings: Settings, points: Any) -> Path:
-    if points is None:
+def report_folder(settings: Settings, request: Any) -> Path:
+    """The sweep's own folder, or one for each table and choice of its rows: other rows are another study."""
+    if request.points is None:
         return settings.sweep_dir / "report"
-    if not isinstance(points, str):
-        raise UsageError(f"points is {list(points)}; a report is about one table, so give one file")
-    return settings.root / "reports" / Path(points).stem
+    files = [request.points] if isinstance(request.points, str) else request.points
+    name = "+".join(Path(file).stem for file in files)
+    rows = f"-{hashlib.sha256(request.where.encode()).hexdigest()[:8]}" if request.where else ""
+    return settings.root / "reports" / f"{name}{rows}"
 
 
 def report_provenance() -> dict[str, str]:
