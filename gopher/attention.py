@@ -92,11 +92,19 @@ def sinusoids(length: int, d_model: int, dtype: torch.dtype, device: torch.devic
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=8)
 def causal_mask(rows: int, seen: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(rows, seen): 0 where the last `rows` queries of `seen` positions may look, -inf in their future."""
+    if torch.compiler.is_compiling():  # the compiler makes it part of the graph, and warns of a cache
+        return new_mask(rows, seen, dtype, device)
     with torch.inference_mode(False):
-        return torch.full((rows, seen), -math.inf, dtype=dtype, device=device).triu(seen - rows + 1)
+        return kept_mask(rows, seen, dtype, device)
+
+
+def new_mask(rows: int, seen: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.full((rows, seen), -math.inf, dtype=dtype, device=device).triu(seen - rows + 1)
+
+
+kept_mask = lru_cache(maxsize=8)(new_mask)
 
 
 def reference(q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float) -> torch.Tensor:

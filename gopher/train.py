@@ -138,7 +138,9 @@ def train_steps(
         trouble = pulse.hear(LAG_STEPS[placement.device])
         if trouble is None:
             rate = learning_rate(run.optim, step + 1, run.steps)
-            adam.step(step + 1, rate, clip_scale(totals[1], run.optim.clip_norm))
+            # a loss that is not finite stops the update as a norm does, on the device: the host may hear of it one step later
+            norm = torch.where(totals[0].isfinite(), totals[1], math.nan)
+            adam.step(step + 1, rate, clip_scale(norm, run.optim.clip_norm))
             step += 1
             logging = step % log_every == 0 or step in (1, run.steps)
             saving = step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named
@@ -167,7 +169,8 @@ def train_steps(
 class Pulse:
     """What the ranks tell each other in every step; read late on a GPU, so that the host need not wait for the device.
 
-    A step that cannot be trusted is then known one update late, but before anything of it is logged, evaluated or saved.
+    A step that cannot be trusted is then known one update late, but before anything of it is logged, evaluated or saved;
+    its own update did not happen if its loss or norm is not finite.
     """
 
     def __init__(self, run: RunSpec, world: int, watch: Watch, stop: str | None = None) -> None:
@@ -251,7 +254,8 @@ def rewind(
 ) -> int:
     """Step of the checkpoint that was gone back to because of `trouble` at the batch of `step`; see `gopher.stability`.
 
-    Raises `GopherError` when the run is beyond help; parameters and checkpoints are then as they were before that step.
+    Raises `GopherError` when the run is beyond help. No update of a step that is not finite was made (see `Adam.step`), on
+    no device, and no checkpoint holds anything from after it; a spike is known by its last step, its first ones are in.
     """
     publish(saver, journal)
     what = plan(journal.events(), step, spike=trouble.spike)
