@@ -72,9 +72,16 @@ class Adam:
 
     @torch.no_grad()
     def squared_norm(self) -> torch.Tensor:
-        """float64 sum of squares of the local gradients; its sum over all ranks counts every element once."""
-        norms = [torch.linalg.vector_norm(p.gradient, dtype=torch.float64) for p in self.parts]
-        squares = torch.stack(norms).square_()
+        """float64 sum of squares of the local gradients; its sum over all ranks counts every element once.
+
+        On CUDA each parameter's norm is a float32, in one pass over all of them: a float64 norm there makes a copy first.
+        """
+        gradients = [p.gradient for p in self.parts]
+        if gradients[0].is_cuda:
+            norms = list(torch._foreach_norm(gradients, 2, dtype=torch.float32))
+        else:
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
+        squares = torch.stack(norms).double().square_()
         return (squares if self._ranks is None else squares / self._ranks).sum()
 
     @torch.no_grad()

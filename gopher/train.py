@@ -28,7 +28,7 @@ from gopher.model import Transformer, initialise
 from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.shard import build, mesh_of, parts, process_group, release, sync_gradients
-from gopher.size import mfu, params_non_embedding, peak_flops, train_flops
+from gopher.size import mfu, mfu_palm, params_non_embedding, peak_flops, train_flops
 from gopher.spec import Placement, RunSpec, check_shares
 from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
 
@@ -378,12 +378,13 @@ def final_metrics(
 
 
 def utilised(run: RunSpec, placement: Placement, world: int, speed: dict[str, float | None]) -> dict[str, float | None]:
-    """`speed` with perf/mfu beside it, on devices whose peak is known."""
+    """`speed` with perf/mfu and perf/mfu_palm beside it, on devices whose peak is known."""
     peak = peak_flops(torch.cuda.get_device_name()) if placement.device == "cuda" else None
     tokens_per_second = speed["perf/tokens_per_s"]
     if peak is None or tokens_per_second is None:
         return speed
-    return speed | {"perf/mfu": mfu(run.model, tokens_per_second, peak * world)}
+    of_peak = {"perf/mfu": mfu, "perf/mfu_palm": mfu_palm}
+    return speed | {name: f(run.model, tokens_per_second, peak * world) for name, f in of_peak.items()}
 
 
 class Journal:
