@@ -69,9 +69,7 @@ class Rotary(Block):
         q, k, v = self.project(x)
         # a head's rates are every H-th of the table's
         sine, cosine = (half[:, :: q.size(1)].contiguous() for half in table.chunk(2, dim=1))
-        attended = F.scaled_dot_product_attention(
-            rotated(q, sine, cosine), rotated(k, sine, cosine), v, is_causal=True
-        )
+        attended = F.scaled_dot_product_attention(rotated(q, sine, cosine), rotated(k, sine, cosine), v, is_causal=True)
         return self.finish(x, attended)
 
 

@@ -204,7 +204,7 @@ def clip_scale(squared_norm: torch.Tensor, limit: float) -> torch.Tensor:
     nan for a norm that is not finite: `Adam.step` then changes nothing.
     """
     norm = squared_norm.sqrt().float().double()  # rounded, so that the order of a sum over ranks does not show
-    return torch.where(norm <= limit, 1.0, torch.where(norm.isinf(), math.nan, limit / norm))
+    return (limit / norm + (norm - norm)).clamp(max=1.0)  # inf - inf is nan
 
 
 def stochastic_bfloat16(x: torch.Tensor, key: int, place: Place) -> torch.Tensor:

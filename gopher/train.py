@@ -138,8 +138,8 @@ def train_steps(
         trouble = pulse.hear(LAG_STEPS[placement.device])
         if trouble is None:
             rate = learning_rate(run.optim, step + 1, run.steps)
-            # a loss that is not finite stops the update as a norm does, on the device: the host may hear of it one step later
-            norm = torch.where(totals[0].isfinite(), totals[1], math.nan)
+            # on the device, as the host may hear of it one step later: a loss that is not finite makes the norm nan
+            norm = totals[1] + (totals[0] - totals[0])
             adam.step(step + 1, rate, clip_scale(norm, run.optim.clip_norm))
             step += 1
             logging = step % log_every == 0 or step in (1, run.steps)

@@ -96,9 +96,7 @@ def test_attention_compiles_for_sm_90_without_a_gpu(width: int, dtype: torch.dty
         constants = {"BM": sizes["BM"], "BN": sizes["BN"], "D": width}
         types = dict.fromkeys(kernel.arg_names, f"*{NAMES[dtype]}") | {"LogSum": "*fp32", "Delta": "*fp32"}
         types |= dict.fromkeys(("T", "H", "key_row", "key_head", "value_row", "value_head"), "i32")
-        found = built(
-            kernel, types, constants, set(), num_warps=sizes["num_warps"], num_stages=sizes["num_stages"]
-        )
+        found = built(kernel, types, constants, set(), num_warps=sizes["num_warps"], num_stages=sizes["num_stages"])
         assert dtype == torch.float32 or "wgmma.mma_async" in found.asm["ptx"]
         assert found.metadata.shared <= 227 * 1024
 
