@@ -248,9 +248,8 @@ def test_a_step_that_is_not_finite_is_heard_of_late_and_leaves_no_trace(
 
     (tmp_path / "text" / "prose").mkdir(parents=True)
     for i in range(30):
-        words = " ".join(
-            f"{['the', 'of', 'and', 'to', 'in'][(i * j) % 5]} {(i * 7919 + j * j) % 997}" for j in range(1500)
-        )
+        numbers = ((7919 * i + 31 * j * j) % 26**4 for j in range(1500))
+        words = " ".join("".join(chr(97 + n // 26**k % 26) for k in range(4)) for n in numbers)
         (tmp_path / "text" / "prose" / f"{i:03d}.txt").write_text(words, "utf-8")
     data = DataSpec(kind="local", path=str(tmp_path / "text"), subsets=corpus.discover(tmp_path / "text"))
     shards = prepare(data, TokenizerSpec(vocab_size=512), tmp_path)
