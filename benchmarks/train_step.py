@@ -12,11 +12,14 @@ counts, ratios are tokens per second of ours over theirs in the same run. Peers 
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs beside the package, installed or not
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 import torch
@@ -64,25 +67,15 @@ class Rotary(Block):
 
     def compute(self, x: torch.Tensor, table: torch.Tensor, attention: str) -> torch.Tensor:
         q, k, v = self.project(x)
-        attended = F.scaled_dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
+        # a head's rates are every H-th of the table's
+        sine, cosine = (half[:, :: q.size(1)].contiguous() for half in table.chunk(2, dim=1))
+        attended = F.scaled_dot_product_attention(rotated(q, sine, cosine), rotated(k, sine, cosine), v, is_causal=True)
         return self.finish(x, attended)
 
 
-def rotated(x: torch.Tensor) -> torch.Tensor:
-    cosine, sine = angles(x.size(2), x.size(3))
+def rotated(x: torch.Tensor, sine: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-
-
-TABLES: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-
-
-def angles(length: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if (length, width) not in TABLES:
-        rates = 10_000.0 ** (-torch.arange(0, width, 2) / width)
-        turned = torch.arange(length)[:, None] * rates
-        TABLES[length, width] = turned.cos(), turned.sin()
-    return TABLES[length, width]
 
 
 class Eager(Block):

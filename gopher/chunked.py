@@ -180,8 +180,16 @@ def shifted_view(flat: torch.Tensor, count: int, seen: int) -> torch.Tensor:
     return flat[:, count - 1 : count - 1 + count * seen].view(-1, count, seen)
 
 
-@lru_cache(maxsize=8)
 def causal_mask(rows: int, seen: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(rows, seen): 0 where the last `rows` queries of `seen` positions may look, -inf in their future."""
+    if torch.compiler.is_compiling():  # the compiler makes it part of the graph, and warns of a cache
+        return new_mask(rows, seen, dtype, device)
     with torch.inference_mode(False):
-        return torch.full((rows, seen), -math.inf, dtype=dtype, device=device).triu(seen - rows + 1)
+        return kept_mask(rows, seen, dtype, device)
+
+
+def new_mask(rows: int, seen: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.full((rows, seen), -math.inf, dtype=dtype, device=device).triu(seen - rows + 1)
+
+
+kept_mask = lru_cache(maxsize=8)(new_mask)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch.optim.adam import adam as torch_adam
@@ -55,9 +56,9 @@ def optimizer_of(parts: list[Part], run: RunSpec) -> "Adam":
 class Adam:
     """Adam (Kingma and Ba 2015) with float32 moments; bfloat16 parameters are rounded stochastically.
 
-    On CUDA float32 parameters are updated by torch's fused kernel. On a CPU the ops are chosen for equal bits: the fused
-    kernel there treats the tail of a tensor differently from its body, so a result would depend on where the shard ends;
-    lerp, addcmul, sqrt and addcdiv do not.
+    On CUDA float32 parameters are updated by torch's fused kernel and bfloat16 ones by `gopher.kernels.rounding`. On a CPU
+    the ops are chosen for equal bits: the fused kernel there treats the tail of a tensor differently from its body, so a
+    result would depend on where the shard ends; lerp, addcmul, sqrt and addcdiv do not.
     """
 
     def __init__(self, parts: list[Part], run: RunSpec) -> None:
@@ -71,22 +72,38 @@ class Adam:
 
     @torch.no_grad()
     def squared_norm(self) -> torch.Tensor:
-        """float64 sum of squares of the local gradients; its sum over all ranks counts every element once."""
-        norms = [torch.linalg.vector_norm(p.gradient, dtype=torch.float64) for p in self.parts]
-        squares = torch.stack(norms).square_()
+        """float64 sum of squares of the local gradients; its sum over all ranks counts every element once.
+
+        On CUDA each parameter's norm is a float32, in one pass over all of them: a float64 norm there makes a copy first.
+        """
+        gradients = [p.gradient for p in self.parts]
+        if gradients[0].is_cuda:
+            norms = list(torch._foreach_norm(gradients, 2, dtype=torch.float32))
+        else:
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
+        squares = torch.stack(norms).double().square_()
         return (squares if self._ranks is None else squares / self._ranks).sum()
 
     @torch.no_grad()
     def step(self, step: int, rate: float, scale: float | torch.Tensor) -> None:
-        """Update number `step` (1-based) with the gradients times `scale`, a number or one on the gradients' device."""
+        """Update number `step` (1-based) with the gradients times `scale`, a number or one on the gradients' device.
+
+        Nothing changes when the scale is not finite; the fused kernels find that out without the host.
+        """
         if self.parts[0].local.is_cuda and not self.stochastic:
             self.fused_step(step, rate, scale)
+            return
+        fused = self.parts[0].local.is_cuda and find_spec("triton") is not None
+        if not fused and not math.isfinite(scale):
             return
         o = self.optim
         # Bias corrections moved into the rate and eps: rate * (m / c1) / (sqrt(s / c2) + eps).
         root = math.sqrt(1 - o.beta2**step)
         rate, eps = rate * root / (1 - o.beta1**step), o.eps * root
         for part, mean, square in ((self.parts[i], self.mean[i], self.square[i]) for i in self.by_adam):
+            if fused:
+                self.fused_rounding(part, mean, square, step, rate, eps, scale)
+                continue
             gradient = part.gradient.float() * scale
             mean.lerp_(gradient, 1 - o.beta1)
             square.mul_(o.beta2).addcmul_(gradient, gradient, value=1 - o.beta2)
@@ -102,7 +119,8 @@ class Adam:
         """The same update by torch's fused kernel: one pass over memory instead of five."""
         o, used = self.optim, self.by_adam
         gradients = [self.parts[i].gradient for i in used]
-        torch._foreach_mul_(gradients, scale.float() if isinstance(scale, torch.Tensor) else scale)
+        factor = torch.as_tensor(scale, dtype=torch.float32, device=gradients[0].device)
+        torch._foreach_mul_(gradients, factor)
         torch_adam(
             [self.parts[i].local for i in used],
             gradients,
@@ -118,7 +136,29 @@ class Adam:
             weight_decay=0.0,
             eps=o.eps,
             maximize=False,
+            found_inf=(~factor.isfinite()).float(),
         )
+
+    def fused_rounding(
+        self,
+        part: Part,
+        mean: torch.Tensor,
+        square: torch.Tensor,
+        step: int,
+        rate: float,
+        eps: float,
+        scale: float | torch.Tensor,
+    ) -> None:
+        """The same update and rounding of one part, bit for bit, in one pass over memory instead of forty."""
+        from gopher.kernels.rounding import update
+
+        factor = torch.as_tensor(scale, dtype=torch.float32, device=part.local.device)
+        key = stream_key(self.seed, "round", step, part.name)
+        o = self.optim
+        update(
+            part.local, part.gradient, mean, square, factor, key, part.place,
+            beta1=o.beta1, beta2=o.beta2, rate=rate, eps=eps,
+        )  # fmt: skip
 
     def zero_grad(self) -> None:
         for part in self.parts:
@@ -149,6 +189,8 @@ class Muon(Adam):
     @torch.no_grad()
     def step(self, step: int, rate: float, scale: float | torch.Tensor) -> None:
         super().step(step, rate, scale)
+        if not math.isfinite(scale):  # on CUDA the host waits here: torch's Muon cannot pass over a step on the device
+            return
         for part in self._matrices:
             part.local.grad = part.gradient.float() * scale
         self._muon.param_groups[0]["lr"] = rate
@@ -157,9 +199,12 @@ class Muon(Adam):
 
 
 def clip_scale(squared_norm: torch.Tensor, limit: float) -> torch.Tensor:
-    """Factor (float64, on its device) that brings a gradient of this squared norm to at most the norm `limit`."""
+    """Factor (float64, on its device) that brings a gradient of this squared norm to at most the norm `limit`.
+
+    nan for a norm that is not finite: `Adam.step` then changes nothing.
+    """
     norm = squared_norm.sqrt().float().double()  # rounded, so that the order of a sum over ranks does not show
-    return torch.where(norm <= limit, 1.0, limit / norm)
+    return (limit / norm + (norm - norm)).clamp(max=1.0)  # inf - inf is nan
 
 
 def stochastic_bfloat16(x: torch.Tensor, key: int, place: Place) -> torch.Tensor:

@@ -61,6 +61,8 @@ def mesh_of(placement: Placement) -> Iterator[DeviceMesh]:
 
 def build(run: RunSpec, placement: Placement, mesh: DeviceMesh) -> Transformer:
     """The sharded model of `run` on `mesh_of(placement)`, initialised from its seed; the same values on any number of ranks."""
+    if placement.compile:
+        torch.compiler.reset()  # blocks of all shapes share one limit of compilations, behind which they run uncompiled
     with torch.device("meta"):
         model = Transformer(run.model, placement.attention, placement.activation_checkpointing)
     model.to(DTYPES[run.precision.parameters])

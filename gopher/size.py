@@ -9,6 +9,11 @@ FLOPS_CONVENTION = (
     "Transformer-XL position term counted, W_R r once per step, no recomputation, embedding lookup free"
 )
 
+MFU_CONVENTION = (
+    "perf/mfu: useful FLOP/s over the dense bfloat16 peak of all devices, useful as in train.flops_convention without W_R r; "
+    "perf/mfu_palm: over 6 N + 12 L H Q T FLOPs a token, N total parameters (PaLM, appendix B)"
+)
+
 
 def params_total(m: ModelSpec) -> int:
     """V d + L (13 d^2 + 4 d) + d: gives all six names of Rae et al. 2021 (44M: 43,663,872).
@@ -61,6 +66,17 @@ def train_flops(run: RunSpec, step: int | None = None) -> float:
     return run.tokens_before(step) * token_flops(run.model).total + step * table_flops(run.model)
 
 
+def token_flops_palm(m: ModelSpec) -> float:
+    """6 N + 12 L H Q T per token (Chowdhery et al. 2022, appendix B): all N parameters, embedding and W_R among them, and the
+    whole square of attention, not its causal half; no position term. What most published MFUs are over."""
+    return 6.0 * params_total(m) + 12.0 * m.n_layers * m.d_model * m.context
+
+
+def train_flops_palm(run: RunSpec) -> float:
+    """`token_flops_palm` of the whole run."""
+    return run.train_tokens * token_flops_palm(run.model)
+
+
 def train_flops_6n(run: RunSpec) -> float:
     """6 N D with total parameters: the form other papers print; over-counts W_R and omits attention (44M: -20 %, 280B: +6 %)."""
     return 6.0 * params_total(run.model) * run.train_tokens
@@ -93,6 +109,11 @@ def mfu(m: ModelSpec, tokens_per_second: float, peak: float) -> float:
     checkpointing lowers it. Against bfloat16 peak also where a run computes in float32.
     """
     return tokens_per_second * token_flops(m).total / peak
+
+
+def mfu_palm(m: ModelSpec, tokens_per_second: float, peak: float) -> float:
+    """The same by the FLOPs of `token_flops_palm`: what to hold beside published numbers."""
+    return tokens_per_second * token_flops_palm(m) / peak
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from gopher.model import Transformer, initialise
 from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.shard import build, mesh_of, parts, process_group, release, sync_gradients
-from gopher.size import mfu, params_non_embedding, peak_flops, train_flops
+from gopher.size import mfu, mfu_palm, params_non_embedding, peak_flops, train_flops
 from gopher.spec import Placement, RunSpec, check_shares
 from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
 
@@ -138,7 +138,9 @@ def train_steps(
         trouble = pulse.hear(LAG_STEPS[placement.device])
         if trouble is None:
             rate = learning_rate(run.optim, step + 1, run.steps)
-            adam.step(step + 1, rate, clip_scale(totals[1], run.optim.clip_norm))
+            # on the device, as the host may hear of it one step later: a loss that is not finite makes the norm nan
+            norm = totals[1] + (totals[0] - totals[0])
+            adam.step(step + 1, rate, clip_scale(norm, run.optim.clip_norm))
             step += 1
             logging = step % log_every == 0 or step in (1, run.steps)
             saving = step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named
@@ -167,7 +169,8 @@ def train_steps(
 class Pulse:
     """What the ranks tell each other in every step; read late on a GPU, so that the host need not wait for the device.
 
-    A step that cannot be trusted is then known one update late, but before anything of it is logged, evaluated or saved.
+    A step that cannot be trusted is then known one update late, but before anything of it is logged, evaluated or saved;
+    its own update did not happen if its loss or norm is not finite.
     """
 
     def __init__(self, run: RunSpec, world: int, watch: Watch, stop: str | None = None) -> None:
@@ -251,7 +254,8 @@ def rewind(
 ) -> int:
     """Step of the checkpoint that was gone back to because of `trouble` at the batch of `step`; see `gopher.stability`.
 
-    Raises `GopherError` when the run is beyond help; parameters and checkpoints are then as they were before that step.
+    Raises `GopherError` when the run is beyond help. No update of a step that is not finite was made (see `Adam.step`), on
+    no device, and no checkpoint holds anything from after it; a spike is known by its last step, its first ones are in.
     """
     publish(saver, journal)
     what = plan(journal.events(), step, spike=trouble.spike)
@@ -374,12 +378,13 @@ def final_metrics(
 
 
 def utilised(run: RunSpec, placement: Placement, world: int, speed: dict[str, float | None]) -> dict[str, float | None]:
-    """`speed` with perf/mfu beside it, on devices whose peak is known."""
+    """`speed` with perf/mfu and perf/mfu_palm beside it, on devices whose peak is known."""
     peak = peak_flops(torch.cuda.get_device_name()) if placement.device == "cuda" else None
     tokens_per_second = speed["perf/tokens_per_s"]
     if peak is None or tokens_per_second is None:
         return speed
-    return speed | {"perf/mfu": mfu(run.model, tokens_per_second, peak * world)}
+    of_peak = {"perf/mfu": mfu, "perf/mfu_palm": mfu_palm}
+    return speed | {name: f(run.model, tokens_per_second, peak * world) for name, f in of_peak.items()}
 
 
 class Journal:

@@ -13,7 +13,7 @@ from typing import Any
 from gopher.errors import UsageError
 from gopher.identity import content_hash
 from gopher.record import RunState
-from gopher.size import FLOPS_CONVENTION, params_non_embedding, params_total, train_flops
+from gopher.size import FLOPS_CONVENTION, MFU_CONVENTION, params_non_embedding, params_total, train_flops
 from gopher.spec import Placement, RunSpec
 from sweeps.dashboard import rung_color
 from sweeps.redact import hide_secrets
@@ -50,6 +50,7 @@ def run_params(run: RunSpec) -> dict[str, Any]:
         "train.flops": f"{train_flops(run):.6e}",
         "train.log10_flops": round(math.log10(train_flops(run)), 6),
         "train.flops_convention": FLOPS_CONVENTION,
+        "perf.mfu_convention": MFU_CONVENTION,
         "data.kind": run.data.kind,
         **{f"data.weight.{name}": round(weight, 6) for name, weight in run.data.weights.items()},
         "tokenizer.preset": run.tokenizer.preset,

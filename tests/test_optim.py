@@ -41,6 +41,15 @@ def test_learning_rate_ends() -> None:
     assert learning_rate(OptimSpec(lr=1e-3, warmup_steps=0), 1, 1) == pytest.approx(1e-4)
 
 
+def test_the_papers_warm_up_is_the_default() -> None:
+    """From 1e-7 over 1,500 steps (Rae et al. 2021, section 3.1)."""
+    optim = OptimSpec(lr=2e-3)
+    assert learning_rate(optim, 0, 10_000) == 1e-7
+    assert learning_rate(optim, 750, 10_000) == pytest.approx((1e-7 + 2e-3) / 2)
+    assert learning_rate(optim, 1_499, 10_000) < learning_rate(optim, 1_500, 10_000) == 2e-3
+    assert learning_rate(optim, 1_501, 10_000) < 2e-3
+
+
 @given(st.integers(0, 50), st.integers(1, 400), st.floats(0.01, 1.0))
 def test_learning_rate_rises_then_falls(warmup: int, rest: int, floor: float) -> None:
     optim = OptimSpec(lr=1e-2, warmup_steps=warmup, final_lr_fraction=floor)
@@ -83,8 +92,25 @@ def test_norm_is_over_all_gradients_in_float64() -> None:
     adam, parameter = adam_on(torch.zeros(1000), demo_spec())
     parameter.grad = gradient(1, 1000)
     assert adam.squared_norm().item() == pytest.approx(parameter.grad.double().square().sum().item(), rel=1e-14)
-    scales = clip_scale(torch.tensor([0.25, 16.0, math.nan], dtype=torch.float64), 1.0)
-    assert scales[:2].tolist() == [1.0, 0.25] and math.isnan(scales[2])
+    scales = clip_scale(torch.tensor([0.25, 16.0, 0.0, math.nan, math.inf], dtype=torch.float64), 1.0)
+    assert scales[:3].tolist() == [1.0, 0.25, 1.0] and scales[3:].isnan().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing(bad: float) -> None:
+    """Neither parameters nor moments, whichever way they are updated; moments are float32 under bfloat16 parameters too."""
+    for precision in (PrecisionSpec(), NARROW):
+        dtype = torch.bfloat16 if precision == NARROW else torch.float32
+        adam, parameter = adam_on(torch.ones(100, dtype=dtype), dataclasses.replace(demo_spec(), precision=precision))
+        assert {m.dtype for m in (*adam.mean, *adam.square)} == {torch.float32}
+        for update in [adam.step] if precision == NARROW else [adam.step, adam.fused_step]:
+            parameter.grad = gradient(1, 100).to(dtype)
+            update(1, 1e-2, clip_scale(adam.squared_norm(), 1.0))
+            before = [x.clone() for x in (parameter.detach(), *adam.mean, *adam.square)]
+            parameter.grad = torch.full((100,), bad, dtype=dtype)
+            update(2, 1e-2, clip_scale(adam.squared_norm(), 1.0))
+            after = (parameter.detach(), *adam.mean, *adam.square)
+            assert all(map(torch.equal, before, after)) and not torch.equal(before[0], torch.ones(100, dtype=dtype))
 
 
 def test_bfloat16_parameters_follow_updates_below_their_resolution() -> None:

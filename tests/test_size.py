@@ -7,14 +7,17 @@ from studies import demo_spec
 
 from gopher.size import (
     mfu,
+    mfu_palm,
     params_non_embedding,
     params_total,
     peak_flops,
     table_flops,
     token_flops,
+    token_flops_palm,
     train_bytes,
     train_flops,
     train_flops_6n,
+    train_flops_palm,
 )
 from gopher.spec import BatchSpec, ModelSpec, PrecisionSpec
 
@@ -52,6 +55,16 @@ def test_the_280b_budget() -> None:
     assert train_flops(run) == pytest.approx(4.72e23, rel=1e-3)
     assert train_flops(run) * 4 / 3 == pytest.approx(6.31e23, rel=5e-3)
     assert train_flops_6n(run) == pytest.approx(5.03e23, rel=2e-3)
+
+
+@pytest.mark.parametrize(("name", "gigaflops"), [("44m", 0.363), ("1_4b", 9.454), ("280b", 1710.0)])
+def test_the_form_of_published_utilisations(name: str, gigaflops: float) -> None:
+    """6 N + 12 L H Q T, with all parameters and the whole square of attention."""
+    m = shape(*SHAPES[name][0])
+    assert token_flops_palm(m) / 1e9 == pytest.approx(gigaflops, rel=2e-3)
+    run = dataclasses.replace(demo_spec(vocab_size=32_000), model=m, tokens=10**9)
+    assert train_flops_palm(run) == run.train_tokens * token_flops_palm(m)
+    assert mfu_palm(m, 1000, 1e15) == pytest.approx(mfu(m, 1000, 1e15) * token_flops_palm(m) / token_flops(m).total)
 
 
 def test_spent_flops_grow_with_the_step_to_the_total() -> None:

@@ -131,17 +131,36 @@ def wait_for(condition) -> None:  # type: ignore[no-untyped-def]
         time.sleep(0.01)
 
 
-def train_rank(rank: int, path: Path) -> None:
-    """What each rank of the two-rank run does."""
-    assert train(RunFolder(path), rank=rank, world=2).state == FINISHED
+def train_rank(rank: int, path: Path, world: int) -> None:
+    """What each rank of the run of several ranks does."""
+    assert train(RunFolder(path), rank=rank, world=world).state == FINISHED
 
 
-def test_two_ranks_give_the_losses_of_one(shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path) -> None:
-    folder = run_in(tmp_path / "run", shards, {"workers": 2})
-    on_ranks(2, train_rank, folder.path)
-    one, two = numbers(finished), numbers(folder)
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_data_parallel_ranks_give_the_losses_of_one(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path, world: int
+) -> None:
+    folder = run_in(tmp_path / "run", shards, {"workers": world})
+    on_ranks(world, train_rank, folder.path, world)
+    one, several = numbers(finished), numbers(folder)
     for name in ("train/loss", "val/loss", "train/grad_norm"):
-        assert two[name] == pytest.approx(one[name], abs=1e-5)
+        assert several[name] == pytest.approx(one[name], abs=1e-5)
+
+
+def test_stochastic_rounding_repeats_its_draws_after_a_resume(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    """To the last bit of losses and checkpoints, as its draws belong to (step, parameter, element)."""
+    narrow = PrecisionSpec(
+        parameters="bfloat16", compute="bfloat16", stochastic_rounding=True, gradient_reduce="float64"
+    )
+    whole, parts = (run_in(tmp_path / name, shards, precision=narrow) for name in ("whole", "parts"))
+    assert train(whole).state == FINISHED
+    asked = iter([None] * 7 + [ASKED])
+    assert train(parts, should_stop=lambda: next(asked, None)).state == STOPPED
+    assert train(parts).state == FINISHED
+    assert numbers(parts) == numbers(whole)
+    assert contents(parts, 20) == contents(whole, 20)
+    losses = whole.metrics()["val/loss"]
+    assert losses[20] < losses[0] - 0.5  # type: ignore[operator]
 
 
 def test_a_diverged_run_stops_before_its_parameters_do(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Benchmarks run: that of a GPU's training steps on a CPU and a tiny model, where what it prints means nothing; the bootstrap's."""
+"""The bootstrap's benchmark runs, and its published procedure descends the published objective."""
 
 import json
 import runpy
@@ -9,25 +9,6 @@ from pathlib import Path
 import numpy as np
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def test_gpu_step_runs_on_a_cpu() -> None:
-    words = [
-        sys.executable,
-        str(BENCHMARKS / "gpu_step.py"),
-        "--device",
-        "cpu",
-        "--rungs",
-        "tiny",
-        "--rounds",
-        "1",
-        "--json",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(done.stdout)["rows"]
-    assert [r["name"] for r in rows] == ["tiny against rotary", "tiny against eager"]
-    assert all(r["ratio"] > 0 for r in rows)
 
 
 def test_bootstrap_benchmark_prints_its_rows() -> None:

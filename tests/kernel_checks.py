@@ -1,0 +1,100 @@
+"""What the Triton kernels compute against float64 and against single operations, in the interpreter or on a device.
+
+As a script it prints what the interpreter found as JSON, with uninitialised memory filled with nan, so that a value which
+is never written shows. Needs torch, numpy and triton only.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+
+import torch
+from studies import demo_spec
+
+from gopher.attention import relative_attention
+from gopher.draws import Columns, Place
+from gopher.optim import Adam, Part
+from gopher.spec import PrecisionSpec
+
+TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+ROUNDED = PrecisionSpec(parameters="bfloat16", compute="bfloat16", stochastic_rounding=True)
+PLACES: list[Place] = [0, 5_000_000_000, Columns(start=7, width=10, stride=40)]
+LARGE = 40.0  # times these, scores of the future are beyond what exp can take
+
+
+def errors(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, size: float = 1.0) -> list[float]:
+    """Relative errors of the output and of the gradients of q, k, v, r, u, v_bias against float64 on the same numbers.
+
+    `size` multiplies the keys.
+    """
+    batch, heads, length, width = shape
+    generator = torch.Generator().manual_seed(length)
+    sizes = [(batch, length, heads, 3, width), (heads, length, width), (heads, width), (heads, width)]
+    joint, r, u, v_bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in sizes)
+    joint[..., 1, :] *= size
+    joint, r, u, v_bias = (x.to(device, dtype) for x in (joint, r, u, v_bias))
+    given = [*joint.permute(3, 0, 2, 1, 4), r, u, v_bias]  # strided q, k, v as in the model
+    probe = torch.linspace(-1, 1, batch * heads * length * width, dtype=torch.float64).view(shape)
+
+    def results(impl: str, wanted: torch.dtype) -> list[torch.Tensor]:
+        inputs = [x.to(wanted).requires_grad_() for x in given]
+        out = relative_attention(*inputs, width**-0.5, impl)
+        return [out.detach(), *torch.autograd.grad((out * probe.to(device, wanted)).sum(), inputs)]
+
+    # the definition takes T x T x d_head numbers a head
+    exact = results("reference" if length <= 1024 else "sdpa_bias", torch.float64)
+    pairs = zip(results("triton", dtype), exact, strict=True)
+    return [float((ours.double() - right).norm() / right.norm()) for ours, right in pairs]
+
+
+def unequal_bits(
+    place: Place, dtype: torch.dtype, device: str, beta1: float = 0.9, scale: float = 0.37, count: int = 3000
+) -> list[int]:
+    """Of parameter, mean and square: how many differ after five fused updates from the same by single operations on a CPU.
+
+    `dtype` is that of the gradients.
+    """
+    run = demo_spec()
+    run = dataclasses.replace(run, precision=ROUNDED, optim=dataclasses.replace(run.optim, beta1=beta1))
+    draw = torch.Generator().manual_seed(count)
+    start = torch.randn(count, generator=draw).bfloat16()
+    start[:3] = torch.tensor([math.inf, 0.0, 3.38e38])  # the last is the largest there is: it may be rounded up to inf
+
+    def adam_on(to: str) -> tuple[Adam, Part]:
+        holder = torch.nn.Parameter(start.to(to, dtype))
+        part = Part(name="w", parameter=holder, local=start.clone().to(to), place=place)
+        return Adam([part], run), part
+
+    (fused, ours), (plain, theirs) = adam_on(device), adam_on("cpu")
+    for step in range(1, 6):
+        gradient = torch.randn(count, generator=draw) * 10.0 ** torch.randint(-6, 3, (count,), generator=draw)
+        ours.parameter.grad, theirs.parameter.grad = gradient.to(device, dtype), gradient.to(dtype)
+        root = math.sqrt(1 - run.optim.beta2**step)
+        rate, eps = 1e-2 * root / (1 - beta1**step), run.optim.eps * root
+        fused.fused_rounding(ours, fused.mean[0], fused.square[0], step, rate, eps, scale)
+        plain.step(step, 1e-2, scale)
+    pairs = ((ours.local, theirs.local), (fused.mean[0], plain.mean[0]), (fused.square[0], plain.square[0]))
+    return [int((~torch.isclose(a.cpu(), b, rtol=0, atol=0, equal_nan=True)).sum()) for a, b in pairs]
+
+
+ATTENTION = [
+    ((1, 2, 150, 32), torch.float32, 1.0),
+    ((2, 1, 200, 64), torch.float32, 1.0),
+    ((1, 1, 90, 32), torch.float32, LARGE),
+    ((1, 2, 150, 32), torch.float16, 1.0),
+    ((2, 1, 200, 64), torch.float16, 1.0),
+    ((1, 1, 130, 128), torch.float16, 1.0),
+    ((1, 1, 550, 32), torch.float16, 1.0),  # two blocks of rows in the products of position scores
+]
+
+if __name__ == "__main__":
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # with nan
+    assert torch.empty(1).isnan()
+    if sys.argv[1] == "attention":
+        print(json.dumps([errors(shape, dtype, "cpu", size) for shape, dtype, size in ATTENTION]))
+    else:
+        cases = [(place, dtype, 0.9, 0.37) for place in PLACES for dtype in (torch.bfloat16, torch.float32)]
+        cases += [(0, torch.bfloat16, 0.3, 0.37), (0, torch.bfloat16, 0.9, math.nan)]
+        print(json.dumps([unequal_bits(place, dtype, "cpu", beta1, s) for place, dtype, beta1, s in cases]))
