@@ -117,6 +117,7 @@ def test_a_group_has_the_scores_of_its_members_and_their_spread(tmp_path: Path) 
     change = {(d.task, d.metric): d for d in paired(calm, scored(compiled, only_first))}["both", "acc"]
     assert change.value == pytest.approx(both.value - by_name(calm)["both", "acc"].value) and change.n == 40
     assert change.stderr == pytest.approx(abs(change.value))  # one member changed, the other did not
+    assert {s.family for k, s in found.items() if k[0] == "both"} == {"like first"} and first.family is None
     assert found["both", "members"].value == 2 and ("first", "members") not in found
 
 

@@ -38,13 +38,17 @@ Asked = list[tuple[Request, Answer]]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """One line of results. `stderr` is None where no formula holds; `n` is the number of items."""
+    """One line of results. `stderr` is None where no formula holds; `n` is the number of items.
+
+    `family` is the category that the task's metadata names; of a group its members', or "like" with a member's name.
+    """
 
     task: str
     metric: str
     value: float
     stderr: float | None
     n: int
+    family: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,15 +94,17 @@ def scored(compiled: Compiled, answers: Mapping[str, Sequence[Answer]]) -> Score
         }
         items |= {(name, metric + label): own for metric, own in made.items()}
         items |= {(name, metric): own for metric, own in smooth.items()}
-        out += [replace(with_error(s, made.get(s.metric)), metric=s.metric + label) for s in harness]
-        out += [score_of(name, metric, own) for metric, own in smooth.items()]
+        lines = [replace(with_error(s, made.get(s.metric)), metric=s.metric + label) for s in harness]
+        lines += [score_of(name, metric, own) for metric, own in smooth.items()]
+        out += [replace(line, family=metadata_of(compiled.tasks[name], "category")) for line in lines]
     groups = {g: members_of(v) for g, v in compiled.groups.items() if g in found.results}
     for name, members in groups.items():
         size = sum(bundles[m].n_docs for m in members)
         harness = task_scores(name, found.results[name], size)
         whole = group_ratios(members, harness, items)
         items |= {(name, metric): own for metric, own in whole.items()}
-        out += group_scores(name, members, harness, whole)
+        family = shared_family([metadata_of(compiled.tasks[m], "category") for m in members]) or f"like {members[0]}"
+        out += [replace(line, family=family) for line in group_scores(name, members, harness, whole)]
     return Scored(scores=out, items=items, skipped=[Skipped(task=t, reason=why) for t, why in reasons.items()])
 
 
@@ -177,9 +183,18 @@ def metric_name(key: str) -> str:
 
 def label_of(task: Any) -> str:
     """What metrics of the task are named after: the scorer of generated text that its metadata asks for, or nothing."""
-    metadata = task.config.metadata
-    kind = metadata.get("scorer") if isinstance(metadata, dict) else None
+    kind = metadata_of(task, "scorer")
     return f"-{scorer_name(kind)}" if kind else ""
+
+
+def metadata_of(task: Any, key: str) -> str | None:
+    metadata = task.config.metadata
+    value = metadata.get(key) if isinstance(metadata, dict) else None
+    return None if value is None else str(value)
+
+
+def shared_family(families: Sequence[str | None]) -> str | None:
+    return families[0] if len(set(families)) == 1 else None
 
 
 def task_scores(task: str, values: Mapping[str, Any], n: int) -> list[TaskScore]:
@@ -333,7 +348,7 @@ def over_seeds(by_seed: Sequence[Sequence[TaskScore]]) -> list[TaskScore]:
     for (task, metric), lines in found.items():
         values = [line.value for line in lines]
         first = lines[0]
-        out.append(TaskScore(task=task, metric=metric, value=fmean(values), stderr=first.stderr, n=first.n))
+        out.append(replace(first, value=fmean(values)))
         if metric not in ("chance", "members") and len(values) > 1:
             sd = float(np.std(values, ddof=1))
             out.append(TaskScore(task=task, metric=f"{metric}_seed_sd", value=sd, stderr=None, n=len(values)))
