@@ -71,7 +71,7 @@ def composition(overrides: tuple[str, ...]) -> Composed:
     for override in overrides:
         check_override(override)
     try:
-        config = hydra_compose("config", overrides=[free_form(o) for o in overrides])
+        config = hydra_compose("config", overrides=[word for o in overrides for word in free_form(o)])
         texts = {k: v for k, v in flatten(OmegaConf.to_container(config, resolve=False)).items() if isinstance(v, str)}
         for key, text in texts.items():  # a config file is held to the same rules as an override
             check_text(key, text)
@@ -119,9 +119,12 @@ def is_free_form(key: str) -> bool:
     return key in FREE_FORM or key.startswith(tuple(f"{f}." for f in FREE_FORM))
 
 
-def free_form(override: str) -> str:
-    """`axes.optim.lr=[...]` may name a key that the config does not have yet, so it is added or replaced."""
-    return f"++{override}" if is_free_form(override.split("=", 1)[0]) else override
+def free_form(override: str) -> list[str]:
+    """`axes.optim.lr=[...]` may name a key that the config does not have yet, so it is added or replaced; `axes={}` empties."""
+    key, _, value = override.partition("=")
+    if key in FREE_FORM and value.replace(" ", "") == "{}":  # Hydra would merge nothing into what is there
+        return [f"~{key}", f"+{override}"]
+    return [f"++{override}" if is_free_form(key) else override]
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> UsageError:

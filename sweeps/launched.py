@@ -6,6 +6,7 @@ Where a launched sweep stands can then be told at once and without its text or i
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 
 from gopher.errors import GopherError
 from gopher.record import write_atomic
@@ -29,6 +30,30 @@ def keep(study: Study, overrides: Sequence[str], settings: Settings) -> None:
     """Write the record of a launch; a later launch under the same name replaces it."""
     record = {"words": naming_words(overrides), "runs": [asdict(spec) for spec in study.specs]}
     write_atomic(settings.sweep_dir / "sweep.json", json.dumps(record, separators=(",", ":")) + "\n")
+
+
+def as_launched(overrides: Sequence[str], known: Sequence[str], default_root: str) -> list[str]:
+    """The overrides with `sweep=NAME` of a sweep that was launched as name=NAME told in the words of its last launch.
+
+    A name among `known`, of a config, means that config; a word that is said again replaces that of the launch.
+    """
+    said = {key_of(word): word for word in overrides}
+    name = said.get("sweep", "").partition("=")[2]
+    if not name or name in known:
+        return list(overrides)
+    root = said.get("output_root", f"={default_root}").partition("=")[2]
+    try:
+        words = json.loads((Path(root) / "sweeps" / name / "sweep.json").read_text("utf-8"))["words"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return list(overrides)  # no such launch: composing them says what is wrong
+    del said["sweep"]
+    launched = [said.pop(key_of(word), word) for word in words]
+    rest = [word for word in overrides if key_of(word) in said]
+    return [*(word for word in rest if "=" not in word), *launched, *(word for word in rest if "=" in word)]
+
+
+def key_of(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
 
 
 def specs_of(overrides: Sequence[str], settings: Settings) -> list[RunSpec] | None:
