@@ -266,14 +266,14 @@ def value_axis(axis: Any, low: float, high: float, text: str, log: bool = False,
 
 
 def padded(values: Any, share: float = 0.06, log: bool = True) -> tuple[float, float]:
-    """Limits that leave `share` of the range free on both sides."""
+    """Limits that leave `share` of the range free on both sides; equal values get a twentieth of their size."""
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
     low, high = float(finite.min()), float(finite.max())
     if log:
         room = max(math.log(high / low) * share, 0.004)
         return low * math.exp(-room), high * math.exp(room)
-    room = max((high - low) * share, 1e-9)
+    room = (high - low) * share or 0.05 * (abs(high) or 1.0)
     return low - room, high + room
 
 

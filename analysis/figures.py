@@ -1,12 +1,14 @@
 """Every picture that a fit's data can fill, in reading order. Each kind is drawn in a module of its own:
 `loss_figures` (a ladder), `joint_figures` (parameters and tokens), `fit_figures` (hold-outs, seeds, residuals),
-`parameter_figures`, `isoflop_figures`, `run_figures` (subsets, learning rates), `task_figures`, `forecast_figures`."""
+`parameter_figures`, `isoflop_figures`, `run_figures` (subsets, learning rates), `task_figures`, `gain_figures`,
+`forecast_figures`."""
 
 from collections.abc import Sequence
 
 from analysis import (
     fit_figures,
     forecast_figures,
+    gain_figures,
     isoflop_figures,
     joint_figures,
     loss_figures,
@@ -49,7 +51,7 @@ def figures(
         run_figures.subsets(result, curves),
         run_figures.learning_rates(result, curves),
         *task_figures.tasks(tasks),
-        task_figures.relative_gain(tasks),
+        gain_figures.relative_gain(tasks),
         forecast_figures.calibration_figure(forecasts),
     ]
     return [figure for figure in drawn if figure is not None]

@@ -1,7 +1,8 @@
 """Scores of the paper's 280B model, to be seen behind one's own: published.csv, as Hoffmann et al. 2022 (arXiv 2203.15556) print them.
 
-One row a task, in fractions correct or bits per byte. Of the paper's smaller models only single scores per task are known,
-from second hand, and none is here. Prompts and shots are those of the paper's authors and may differ from a harness's.
+One row a task, in fractions correct or bits per byte; `mmlu` is the mean over its questions, `bigbench` over 62 tasks. Of
+the paper's smaller models only single scores per task are known, from second hand, and none is here. Prompts and shots are
+those of the paper's authors and may differ from a harness's.
 """
 
 import csv

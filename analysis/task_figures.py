@@ -1,13 +1,13 @@
-"""Evaluation in pictures: each task against size with chance and the untrained model, and the gain of the largest rung."""
+"""Evaluation in pictures: each task against size, with chance and the untrained models of the same sizes."""
 
-from collections import Counter
+import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from analysis.drawing import (
-    INK,
     LAW,
     MEASURED,
     MUTED,
@@ -15,19 +15,19 @@ from analysis.drawing import (
     Figure,
     Table,
     finish,
-    label,
-    marks,
     padded,
     sheet,
     size_axis,
     value_axis,
 )
-from analysis.numbers import MISSING, listed, number, percent, rung_name, uncertain
+from analysis.numbers import MISSING, number, rung_name, uncertain
 from analysis.published import MODEL, published
-from analysis.tasks import Gain, TaskScore, by_rung, by_task, gains, headlines, without_gain
+from analysis.tasks import TaskScore, base, by_rung, by_task
 
 PANELS = 8  # of one figure; more tasks go to a further one
-BARS = 16  # up to this many tasks each gets a bar with its name; beyond, a dot in its category's row
+LEAST_RANGE = 0.05  # of an axis of scores
+ASIDE = 4.0  # units that an untrained model stands to the right of the trained one
+CHANCE, REFERENCE = (1.5, 2), (6, 3)  # dashes
 
 
 def tasks(scores: Sequence[TaskScore]) -> list[Figure]:
@@ -50,26 +50,26 @@ def task_page(category: str, members: Sequence[tuple[str, str, list[TaskScore]]]
         title += f", {members[0][0]} ({members[0][1]})"
     columns = 2 if len(members) > 1 else 1
     lines = -(-len(members) // columns)
-    with sheet(
-        title, height=55 + 165 * lines + (90 if lines == 1 else 0) * (columns == 1), rows=lines, columns=columns
-    ) as (page, axes):
+    headings = headings_of(members) if len(members) > 1 else [note_of(*members[0])]
+    deepest = sum(h.count("\n") + 1 for h in headings[::columns])
+    height = 60 + 140 * lines + 15 * deepest + (100 if lines == 1 else 0) * (columns == 1)
+    with sheet(f"{title}\n", height=height, rows=lines, columns=columns) as (page, axes):  # the key is its second line
         axes = axes if isinstance(axes, list) else [axes]
-        for ax, (task, metric, group) in zip(axes, members, strict=False):
+        for ax, (task, metric, group), heading in zip(axes, members, headings, strict=False):
             panel(ax, task, metric, group, single=len(members) == 1)
-        name_marks(axes[0], members[0][2])
+            ax.set_title(heading, pad=4)
         page.supxlabel("parameters", fontsize=11.5)
+        page.legend(handles=signs(members), loc=(0.005, 1 - 40 / height), ncols=4, columnspacing=1.4, handletextpad=0.5)
         for ax in axes[len(members) :]:
             ax.set_visible(False)
     rows = tuple(row for task, metric, group in members for row in task_rows(task, metric, group))
     alt = f"Scores against model size, {words}. " + " ".join(
         panel_words(task, metric, group) for task, metric, group in members
     )
-    caption = (
-        "Dots: trained models with one standard error; cross: the largest model before training; dotted line: chance."
-    )
+    caption = "Dots: trained models with one standard error; crosses, a little to the right: the same models before training; dotted line: chance."
     if any(s.untrained for _, _, g in members for s in g) is False:
         caption = (
-            caption.replace(" cross: the largest model before training;", "") + " The untrained models were not scored."
+            "Dots: trained models with one standard error; dotted line: chance. The untrained models were not scored."
         )
     known = {(task, metric): p for task, metric, _ in members if (p := published(task, metric))}
     if known:
@@ -81,55 +81,104 @@ def task_page(category: str, members: Sequence[tuple[str, str, list[TaskScore]]]
 
 
 def panel(ax: Any, task: str, metric: str, group: Sequence[TaskScore], single: bool) -> None:
-    rungs, floor = by_rung(group), by_rung(group, untrained=True)
-    x, y = [r.params for r in rungs], [r.value for r in rungs]
-    errors = [r.stderr or 0.0 for r in rungs]
-    chance = group[0].chance
-    everything = [v + e * s for v, e in zip(y, errors, strict=True) for s in (-1, 1)] + [r.value for r in floor]
-    everything += [chance] if chance is not None else []
-    size_axis(ax.xaxis, *padded(x, 0.09), "", most=3 if not single else 5)
-    value_axis(ax.yaxis, *padded(everything, 0.1, log=False), "", most=4)
-    heading = [] if single else [task, metric]
-    if reference := published(task, metric):
-        heading.append(f"{MODEL} {number(reference.value, 3)}{behind(ax, reference.value)}")
-    ax.set_title("\n".join(heading), pad=4)
-    if chance is not None:
-        ax.axhline(chance, color=MUTED, lw=1.2, dashes=(1.5, 2), zorder=2)
-    ax.errorbar(
-        x, y, yerr=errors if any(errors) else None, fmt="o-", color=MEASURED, ms=4.5, lw=1.3, elinewidth=1.2, zorder=4
-    )
-    if floor:
-        last = floor[-1]
+    rungs, floor, chance = by_rung(group), by_rung(group, untrained=True), group[0].chance
+    size_axis(ax.xaxis, *padded([r.params for r in rungs], 0.12), "", most=3 if not single else 5)
+    score_axis(ax.yaxis, metric, score_limits(metric, group))
+    aside = ax.transData + ScaledTranslation(ASIDE / 72, 0, ax.figure.dpi_scale_trans)  # two models of one size
+    for sizes, colour, look, place in ((floor, PREDICTED, "X", aside), (rungs, MEASURED, "o-", ax.transData)):
         ax.errorbar(
-            [last.params],
-            [last.value],
-            yerr=last.stderr,
-            fmt="X",
-            color=PREDICTED,
-            ms=7,
-            mec="white",
+            [r.params for r in sizes],
+            [r.value for r in sizes],
+            yerr=[r.stderr or 0.0 for r in sizes] if any(r.stderr for r in sizes) else None,
+            fmt=look,
+            color=colour,
+            ms=4.5 if look == "o-" else 6.5,
+            mec=colour if look == "o-" else "white",
             mew=0.6,
+            lw=1.3,
             elinewidth=1.2,
-            zorder=5,
+            zorder=4,
+            transform=place,
         )
-
-
-def behind(ax: Any, value: float) -> str:
-    """A line at the published score where it lies among our scores, else an arrow that says on which side it is."""
-    low, high = ax.get_ylim()
-    if low <= value <= high:
-        ax.axhline(value, color=LAW, lw=1.2, dashes=(6, 3), zorder=1)
-        return ""
-    return " ↑" if value > high else " ↓"
-
-
-def name_marks(ax: Any, group: Sequence[TaskScore]) -> None:
-    """Words on the first panel for the line and the cross that all panels share."""
-    floor, chance = by_rung(group, untrained=True), group[0].chance
     if chance is not None:
-        label(ax, ax.get_xlim()[0], chance, "chance", dx=3, dy=7, color=MUTED)
-    if floor:
-        label(ax, floor[-1].params, floor[-1].value, "untrained", dx=-6, dy=9, ha="right", color=PREDICTED)
+        ax.axhline(chance, color=MUTED, lw=1.2, dashes=CHANCE, zorder=2)
+    reference = published(task, metric)
+    if reference and side(reference.value, metric, group) == "":
+        ax.axhline(reference.value, color=LAW, lw=1.2, dashes=REFERENCE, zorder=1)
+
+
+def score_limits(metric: str, group: Sequence[TaskScore]) -> tuple[float, float]:
+    """Limits that hold the scores with their errors and chance; scores that are all alike get room around them."""
+    found = [*by_rung(group), *by_rung(group, untrained=True)]
+    values = [r.value + sign * (r.stderr or 0.0) for r in found for sign in (-1, 1)]
+    values += [group[0].chance] if group[0].chance is not None else []
+    lowest = min(r.value for r in found)
+    if is_log(metric, lowest):  # an error may be larger than the value
+        return padded([max(v, lowest / 3) for v in values] + [1.05 * max(values)], 0.1)
+    low, high = padded(values, 0.1, log=False)
+    if high - low < LEAST_RANGE:
+        low, high = (low + high - LEAST_RANGE) / 2, (low + high + LEAST_RANGE) / 2
+    return (max(low, -0.08 * high), high) if lowest >= 0 else (low, high)  # none is below 0, nor is the axis
+
+
+def is_log(metric: str, lowest: float) -> bool:
+    return base(metric).endswith("perplexity") and lowest > 0
+
+
+def score_axis(axis: Any, metric: str, limits: tuple[float, float]) -> None:
+    low, high = limits
+    if is_log(metric, low) and high / low >= 3.2:
+        size_axis(axis, low, high, "", most=4)  # from 20 to 50M
+    else:
+        value_axis(axis, low, high, "", log=is_log(metric, low), most=5)
+
+
+def side(value: float, metric: str, group: Sequence[TaskScore]) -> str:
+    """Where a published score is: an arrow outside the axis, words where the line of chance is there already, else nothing."""
+    low, high = score_limits(metric, group)
+    chance = group[0].chance
+    if chance is not None and abs(value - chance) < 0.02 * (high - low):
+        return "at chance"
+    return "" if low <= value <= high else "↑" if value > high else "↓"
+
+
+def headings_of(members: Sequence[tuple[str, str, list[TaskScore]]]) -> list[str]:
+    """Task, metric and the published score over each panel, those of one row with equally many lines."""
+    found = [
+        [*in_lines(task), metric, *filter(None, [note_of(task, metric, group)])] for task, metric, group in members
+    ]
+    most = [max(len(lines) for lines in found[i - i % 2 :][:2]) for i in range(len(found))]
+    return ["\n".join([*lines, *[" "] * (n - len(lines))]) for lines, n in zip(found, most, strict=True)]
+
+
+def note_of(task: str, metric: str, group: Sequence[TaskScore]) -> str:
+    reference = published(task, metric)
+    if reference is None:
+        return ""
+    where = side(reference.value, metric, group)
+    return f"{MODEL} {where}" if where == "at chance" else f"{MODEL} {number(reference.value, 3)} {where}".rstrip()
+
+
+def in_lines(name: str, most: int = 22) -> list[str]:
+    """A long name cut behind underscores, where a panel ends."""
+    lines = [""]
+    for word in re.findall(r"[^_]*_+|[^_]+$", name):
+        if lines[-1] and len(lines[-1] + word) > most:
+            lines.append("")
+        lines[-1] += word
+    return lines
+
+
+def signs(members: Sequence[tuple[str, str, list[TaskScore]]]) -> list[Line2D]:
+    """What all panels share, for one key above them."""
+    out = [Line2D([], [], color=MEASURED, marker="o", ms=4.5, lw=1.3, label="trained")]
+    if any(s.untrained for _, _, group in members for s in group):
+        out.append(Line2D([], [], color=PREDICTED, marker="X", ms=6.5, mec="white", mew=0.6, lw=0, label="untrained"))
+    if any(group[0].chance is not None for _, _, group in members):
+        out.append(Line2D([], [], color=MUTED, lw=1.2, dashes=CHANCE, label="chance"))
+    if any((p := published(task, m)) and side(p.value, m, group) == "" for task, m, group in members):
+        out.append(Line2D([], [], color=LAW, lw=1.2, dashes=REFERENCE, label=MODEL))
+    return out
 
 
 def task_rows(task: str, metric: str, group: Sequence[TaskScore]) -> list[tuple[str, ...]]:
@@ -160,120 +209,3 @@ def panel_words(task: str, metric: str, group: Sequence[TaskScore]) -> str:
         beside.append(f"{MODEL} {number(reference.value, 3)}")
     against = f" ({', '.join(beside)})" if beside else ""
     return f"{task} {metric}: {number(rungs[0].value, 3)} at {rung_name(rungs[0].rung)}, {number(rungs[-1].value, 3)} at {rung_name(rungs[-1].rung)}{against}."
-
-
-# ------------------------------------------------------------------------------------------------ the gain of the last step
-
-
-def relative_gain(scores: Sequence[TaskScore]) -> Figure | None:
-    """Relative gain from the second-largest to the largest rung, by category (Rae et al. 2021, figure 2's question)."""
-    scores = headlines(scores)
-    found = gains(scores)
-    if not found:
-        return None
-    largest, second = rung_name(found[0].largest.rung), rung_name(found[0].smaller.rung)
-    title = f"Gain from {second} to {largest}"
-    page = bars(found, title) if len(found) <= BARS else strips(found, title)
-    up, flat = [g for g in found if g.percent > 25], [g for g in found if g.percent <= 0]
-    sure = [g for g in found if g.stderr is not None and abs(g.percent) > 1.96 * g.stderr]
-    caption = f"Score of {largest} relative to {second}; a fall in bits per byte counts as gain; one metric a task, groups of tasks apart. Bars of error: one standard error. "
-    caption += f"{len(up)} of {len(found)} tasks gain more than 25 %, {len(flat)} gain nothing; {len(sure)} differ from zero by more than 1.96 standard errors."
-    left = without_gain(scores, found)
-    caption += f" Not drawn (not scored at both rungs, or a baseline of 0): {listed(left)}." if left else ""
-    best = {(g.task, g.metric): g for g in gains(scores, "best_smaller")}
-    rows = tuple(gain_row(g, best.get((g.task, g.metric))) for g in found)
-    alt = f"Relative gain of {largest} over {second} on {len(found)} tasks: " + "; ".join(
-        f"{category} mean {percent(float(np.mean([g.percent for g in found if g.category == category])), True)}"
-        for category in dict.fromkeys(g.category for g in found)
-    )
-    header = ("category", "task", "metric", second, largest, "gain", "gain on the best smaller rung")
-    return finish(page, "relative_gain", title, alt.replace("_", " ") + ".", caption, Table(header=header, rows=rows))
-
-
-def gain_row(g: Gain, best: Gain | None) -> tuple[str, ...]:
-    change = percent(g.percent, True) + (f" ± {percent(g.stderr)}" if g.stderr is not None else "")
-    other = f"{percent(best.percent, True)} on {rung_name(best.smaller.rung)}" if best else MISSING
-    return (
-        g.category.replace("_", " "),
-        g.task,
-        g.metric,
-        uncertain(g.smaller.value, g.smaller.stderr),
-        uncertain(g.largest.value, g.largest.stderr),
-        change,
-        other,
-    )
-
-
-def gain_limits(found: Sequence[Gain]) -> tuple[float, float]:
-    """Limits that hold all gains; whiskers may be cut, gains beyond +150 % are cut and named."""
-    values = [v for g in found for v in (g.percent, g.percent - (g.stderr or 0), g.percent + (g.stderr or 0))]
-    low, high = padded([min(0.0, *values), max(0.0, *values)], 0.05, log=False)
-    return max(low, -100.0), min(high, 150.0)
-
-
-def bars(found: Sequence[Gain], title: str) -> Any:
-    """One bar a task, grouped by category."""
-    looks = marks(list(dict.fromkeys(g.category for g in found)))
-    heads, several = len(looks), Counter(g.task for g in found)
-    with sheet(title, height=75 + 21 * (len(found) + heads)) as (page, ax):
-        low, high = gain_limits(found)
-        value_axis(ax.xaxis, low, high + 0.14 * (high - low), "relative gain, %", most=6)
-        ticks, names, y, last = [], [], 0.0, ""
-        spans: dict[str, tuple[float, float]] = {}  # category -> first and last bar
-        for g in found:
-            if g.category != last:
-                label(ax, low, y, g.category.replace("_", " "), dx=2, fontweight="bold")
-                y, last = y + 1, g.category
-            spans[g.category] = (spans.get(g.category, (y, y))[0], y)
-            ax.barh([y], [g.percent], height=0.66, color=looks[g.category].colour, zorder=2)
-            reach = max(g.percent + (g.stderr or 0), 0.0)
-            label(ax, min(reach, high), y, percent(g.percent, True), dx=3)
-            if g.stderr:
-                ax.plot([g.percent - g.stderr, g.percent + g.stderr], [y, y], color=INK, lw=1.3, zorder=3)
-            ticks.append(y)
-            names.append(f"{g.task} ({g.metric})" if several[g.task] > 1 else g.task)
-            y += 1
-        for start, end in spans.values():  # not one line through the headings
-            ax.plot([0, 0], [start - 0.5, end + 0.5], color=LAW, lw=1, zorder=3)
-        ax.set(ylim=(y - 0.4, -0.7))
-        ax.set_yticks(ticks, names)
-        ax.grid(False, axis="y")
-    return page
-
-
-def strips(found: Sequence[Gain], title: str) -> Any:
-    """One row a category: a dot a task, the mean as a bar with its number."""
-    categories = sorted(
-        {g.category for g in found}, key=lambda c: -float(np.mean([g.percent for g in found if g.category == c]))
-    )
-    looks = marks(categories)
-    with sheet(title, height=90 + 34 * len(categories)) as (page, ax):
-        low, high = gain_limits(found)
-        value_axis(ax.xaxis, low, high, "relative gain, %", most=6)
-        for i, category in enumerate(categories):
-            values = np.array([g.percent for g in found if g.category == category])
-            look, mean = looks[category], float(values.mean())
-            shift = 0.22 * np.sin(np.arange(len(values)) * 2.4)  # a fixed pattern that keeps equal values apart
-            ax.plot(
-                np.clip(values, low, high),
-                i + shift,
-                look.marker,
-                color=look.colour,
-                ms=4.5,
-                alpha=0.75,
-                mew=0,
-                zorder=3,
-            )
-            ax.plot([mean, mean], [i - 0.36, i + 0.36], color=INK, lw=2.4, zorder=4)
-            beyond = int((values > high).sum())
-            label(ax, mean, i - 0.36, percent(mean, True), dx=4, dy=3, fontsize=11.5)
-            if beyond:
-                label(ax, high, i, f"{beyond} more →", dx=-2, ha="right", color=MUTED)
-        ax.axvline(0, color=LAW, lw=1)
-        ax.set(ylim=(len(categories) - 0.45, -0.65))
-        ax.set_yticks(
-            range(len(categories)),
-            [f"{c.replace('_', ' ')} ({sum(g.category == c for g in found)})" for c in categories],
-        )
-        ax.grid(False, axis="y")
-    return page

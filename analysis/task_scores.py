@@ -20,12 +20,22 @@ CATEGORIES = {
     "Grammar": ("blimp",),
     "Toxicity and bias": ("real_toxicity", "toxicity", "unprompted", "civil", "gender", "winogender", "sentiment", "crows"),
 }  # fmt: skip
-OTHER = "Other tasks"
+OTHER, LIKE = "Other tasks", "like "
 
 
-def category_of(task: str) -> str:
-    """The paper's family of a task by the beginning of its name."""
-    return next((name for name, begins in CATEGORIES.items() if task.lower().startswith(begins)), OTHER)
+def category_of(task: str, family: str | None = None) -> str:
+    """The paper's family of a task: by the category that it names itself, else by its name, or that of a member ("like mmlu_law")."""
+    if family and not family.startswith(LIKE):
+        return known_family(family.lower()) or family
+    return known_family(task.lower()) or known_family((family or "").removeprefix(LIKE).lower()) or OTHER
+
+
+def known_family(name: str) -> str | None:
+    """By the beginning of the name, else by that of one of its words: "mmlu_law", "our_mmlu", "MMLU"."""
+    words = [name, *(name[i + 1 :] for i, letter in enumerate(name) if letter == "_")]
+    families = {own.lower(): own for own in CATEGORIES}
+    found = (next((own for own, begins in CATEGORIES.items() if word.startswith(begins)), None) for word in words)
+    return families.get(name.replace("_", " ")) or next(filter(None, found), None)
 
 
 def scores_from_mlflow(tracking_uri: str, experiment: str) -> list[TaskScore]:
@@ -52,7 +62,7 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
         out += [
             TaskScore(
                 task=task,
-                category=category_of(task),
+                category=category_of(task, tags.get(f"eval.family.{task}")),
                 metric=metric,
                 rung=tags.get("rung") or params.get("rung", "?"),
                 run_id=tags.get("trial.id", run.info.run_id),

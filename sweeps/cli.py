@@ -100,9 +100,12 @@ def run_verb(verb: str, words: list[str]) -> int:
             f"{flags[0]} is no option of gopher {verb}; options are written key=value, and --cfg prints them all"
         )
 
-    from sweeps.compose import compose, hydra_session
+    from sweeps.compose import compose, groups, hydra_session
+    from sweeps.launched import as_launched
 
     with hydra_session():
+        if any(word.startswith("sweep=") for word in overrides):
+            overrides = as_launched(overrides, groups()["sweep"], compose([]).tree["output_root"])
         if show_config:
             import yaml
 

@@ -91,7 +91,7 @@ def composition(overrides: tuple[str, ...]) -> Composed:
         check_reach(word)
     chosen = choices_of(words)
     try:
-        config = hydra_compose("config", overrides=[free_form(w) for w in words])
+        config = hydra_compose("config", overrides=[text for word in words for text in free_form(word)])
         texts = {k: v for k, v in flatten(OmegaConf.to_container(config, resolve=False)).items() if isinstance(v, str)}
         for key, text in texts.items():  # a config file is held to the same rules as an override
             check_text(key, text)
@@ -180,9 +180,14 @@ def is_free_form(key: str) -> bool:
     return key in FREE_FORM or key.startswith(tuple(f"{f}." for f in FREE_FORM))
 
 
-def free_form(word: Word) -> str:
-    """`axes.optim.lr=[...]` may name a key that the config does not have yet, so it is added or replaced."""
-    return f"++{word.text}" if not word.sigil and is_free_form(word.key) else word.text
+def free_form(word: Word) -> list[str]:
+    """`axes.optim.lr=[...]` may name a key that the config does not have yet, so it is added or replaced; `axes={}` empties."""
+    if word.sigil or not is_free_form(word.key):
+        return [word.text]
+    value = word.text.partition("=")[2].replace(" ", "")
+    if word.key in FREE_FORM and value == "{}":  # Hydra would merge nothing into what is there
+        return [f"~{word.key}", f"+{word.text}"]
+    return [f"++{word.text}"]
 
 
 def explain(error: Exception, words: Sequence[Word], chosen: tuple[str, ...]) -> UsageError:

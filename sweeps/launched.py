@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 
 from gopher.errors import GopherError
 from gopher.record import write_atomic
@@ -14,12 +15,7 @@ from gopher.spec import RunSpec, build
 from sweeps.settings import Settings
 from sweeps.study import Study
 
-NAMES_RUNS = (
-    "name",
-    "output_root",
-)  # the settings that tell one sweep from another; the rest never changes which runs it has
-
-
+NAMES_RUNS = ("name", "output_root")  # settings that tell one sweep from another; the rest never changes its runs
 ABOUT_ONE_COMMAND = ("detach", "watch", "format")
 
 
@@ -42,6 +38,26 @@ def keep(study: Study, overrides: Sequence[str], settings: Settings) -> None:
     """Write the record of a launch; a later launch under the same name replaces it."""
     record = {"words": naming_words(overrides), "runs": [asdict(spec) for spec in study.specs]}
     write_atomic(settings.sweep_dir / "sweep.json", json.dumps(record, separators=(",", ":")) + "\n")
+
+
+def as_launched(overrides: Sequence[str], known: Sequence[str], default_root: str) -> list[str]:
+    """The overrides with `sweep=NAME` of a sweep that was launched as name=NAME told in the words of its last launch.
+
+    A name among `known`, of a config, means that config; a word that is said again replaces that of the launch.
+    """
+    said = {key_of(word): word for word in overrides}
+    name = said.get("sweep", "").partition("=")[2]
+    if not name or name in known:
+        return list(overrides)
+    root = said.get("output_root", f"={default_root}").partition("=")[2]
+    try:
+        words = json.loads((Path(root) / "sweeps" / name / "sweep.json").read_text("utf-8"))["words"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return list(overrides)  # no such launch: composing them says what is wrong
+    del said["sweep"]
+    launched = [said.pop(key_of(word), word) for word in words]
+    rest = [word for word in overrides if key_of(word) in said]
+    return [*(word for word in rest if "=" not in word), *launched, *(word for word in rest if "=" in word)]
 
 
 def specs_of(overrides: Sequence[str], settings: Settings) -> list[RunSpec] | None:

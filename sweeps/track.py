@@ -352,7 +352,10 @@ class Tracker:
         run_id = (self._note(folder) or self._begin(folder))["run_id"]
         with self._telling("the scores are in the run's folder, the same command logs them"):
             self._client.log_dict(run_id, dict(table), f"eval/scores-{table['version']}.json")
-            self._set_tags(run_id, {"eval.version": str(table["version"])})
+            families = {
+                f"eval.family.{line['task']}": line["family"] for line in table["results"] if line.get("family")
+            }
+            self._set_tags(run_id, {"eval.version": str(table["version"])} | families)
 
     def log_recorded(self, folder: RunFolder, tasks: Iterable[str]) -> None:
         """The table of the scores that a launch left in the run's record."""

@@ -5,8 +5,10 @@ new text, text that spans two documents and text seen for 12 words only are clea
 """
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from gopher.evals.contamination import (
     overlaps,
     word_hashes,
 )
+from gopher.evals.ratios import Ratio, mean_of
 from gopher.shards import ShardReader, ShardWriter
 from gopher.spec import TokenizerSpec
 from gopher.tokenizer import Tokenizer, train_tokenizer
@@ -114,10 +117,25 @@ def test_normalisation() -> None:
 
 
 def test_scores_of_subsets() -> None:
-    found = by_subset([1.0, 0.0, 1.0, 1.0, 0.5], [True, False, True, False, None])
+    alone = {i: str(i) for i in range(5)}
+    flags = dict(enumerate([True, False, True, False, None]))
+    found = by_subset(mean_of(dict(enumerate([1.0, 0.0, 1.0, 1.0, 0.5])), alone), flags)
     assert found["dirty"] == {"n": 2, "value": 1.0, "stderr": 0.0} and found["unjudged"]["stderr"] is None
     assert found["clean"] == {"n": 2, "value": 0.5, "stderr": pytest.approx(0.5)} and found["all"]["n"] == 5
-    assert by_subset([1.0], [False])["dirty"] == {"n": 0, "value": None, "stderr": None}
+    assert by_subset(mean_of({0: 1.0}, alone), {0: False})["dirty"] == {"n": 0, "value": None, "stderr": None}
+
+
+def test_rates_and_perplexities_have_subsets_and_clusters_count_once() -> None:
+    alone, flags = {i: str(i) for i in range(4)}, dict(enumerate([True, False, True, False]))
+    bits = Ratio(
+        parts=dict(enumerate([8.0, 4.0, 2.0, 4.0])), wholes=dict(enumerate([4.0, 2.0, 1.0, 1.0])), clusters=alone
+    )
+    assert by_subset(bits, flags)["dirty"] == {"n": 2, "value": 2.0, "stderr": 0.0}
+    assert by_subset(bits, flags)["clean"]["value"] == pytest.approx(8 / 3)
+    words = replace(bits, is_perplexity=True)
+    assert by_subset(words, flags)["dirty"]["value"] == pytest.approx(math.exp(2))
+    one = replace(bits, clusters=dict.fromkeys(range(4), "one passage"))
+    assert by_subset(one, flags)["clean"] == {"n": 2, "value": pytest.approx(8 / 3), "stderr": None}
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ from eval_tasks import CHOICE, TASKS, write_tasks
 
 from gopher.evals.answers import Answer
 from gopher.evals.bundle import Bundle, Request
+from gopher.evals.checkpoints import Checkpoint
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
 from gopher.evals.metrics import Scored, TaskScore, paired, scored
+from gopher.evals.pairs import pairs
 from gopher.evals.scores import answer_all, scored_seeds
 from gopher.evals.store import Store, score_missing
 from gopher.inference import open_rung
@@ -50,15 +52,44 @@ def right(request: Request) -> float:
     return -1.0 if (request.idx == request.gold) == (request.doc_id % 3 > 0) else -5.0 - request.idx
 
 
-def test_a_difference_is_told_of_means_alone(tmp_path: Path) -> None:
-    """A perplexity's items are log-likelihoods: their mean difference is none of perplexities."""
+def test_a_difference_is_told_of_all_that_is_made_of_items(tmp_path: Path) -> None:
+    """Of perplexities too: their difference, and an error to first order, not the mean difference of log-likelihoods."""
     compiled = compiled_in(tmp_path, {"sentences": TASKS["sentences"], "colours": CHOICE})
     before, after = (
-        scored(compiled, answered(compiled, lambda r, x=x: -x if r.gold is None else right(r) * x)) for x in (9.0, 3.0)
+        scored(compiled, answered(compiled, lambda r, x=x: -x - r.doc_id // 3 % 2 if r.gold is None else right(r) * x))
+        for x in (9.0, 3.0)
     )
-    assert by_name(after)["sentences", "perplexity"].value < by_name(before)["sentences", "perplexity"].value
-    told = {(d.task, d.metric) for d in paired(before, after, compiled)}
-    assert ("sentences", "perplexity") not in told and ("colours", "gold_bpb") in told and ("colours", "acc") in told
+    told = {(d.task, d.metric): d for d in paired(before, after)}
+    old, new = by_name(before)["sentences", "perplexity"], by_name(after)["sentences", "perplexity"]
+    assert told["sentences", "perplexity"].value == pytest.approx(new.value - old.value)
+    wanted = (old.value - new.value) * 0.5 / 6**0.5  # seven passages, half of them a nat worse
+    assert told["sentences", "perplexity"].stderr == pytest.approx(wanted, rel=0.1)
+    assert told["colours", "acc"].value == 0 and told["colours", "gold_bpb"].stderr and told["sentences", "bpb"].stderr
+
+
+def test_one_number_by_two_names_has_one_error(tmp_path: Path) -> None:
+    """The harness gives no error for rates over documents."""
+    compiled = compiled_in(tmp_path, {"prose": TASKS["prose"]})
+    found = by_name(scored(compiled, answered(compiled, lambda r: -2.0 * len(r.context) - 9 * (r.doc_id % 4))))
+    bpb, bits = found["prose", "bpb"], found["prose", "bits_per_byte"]
+    assert bits.value == pytest.approx(bpb.value) and bits.stderr == pytest.approx(bpb.stderr) and bits.stderr
+    words = found["prose", "word_perplexity"]
+    assert words.stderr is not None and 0 < words.stderr < words.value
+
+
+def test_pairs_are_of_one_run_or_of_one_seed_on_neighbouring_rungs(tmp_path: Path) -> None:
+    from logged_study import study_spec
+
+    def at(rung: str, seed: int, step: int) -> Checkpoint:
+        folder = tmp_path / f"{rung}-{seed}"
+        return Checkpoint(run_folder=folder, spec=study_spec(rung, seed), step=step, sha256="", saved=True)
+
+    every = [at(rung, seed, step) for rung in ("268k", "54k", "121k") for seed in (0, 1) for step in (0, 600)]
+    told = [(a.spec.rung, a.spec.seed, a.step, b.spec.rung, b.spec.seed, b.step) for a, b in pairs(every)]
+    assert sorted(told[:6]) == sorted((r, s, 0, r, s, 600) for r in ("54k", "121k", "268k") for s in (0, 1))
+    assert sorted(told[6:]) == sorted(
+        (a, s, 600, b, s, 600) for a, b in (("54k", "121k"), ("121k", "268k")) for s in (0, 1)
+    )
 
 
 def test_options_behind_no_prompt_have_chance_and_smooth_scores(tmp_path: Path) -> None:
@@ -82,6 +113,11 @@ def test_a_group_has_the_scores_of_its_members_and_their_spread(tmp_path: Path) 
     assert both.value == pytest.approx((first.value + second.value) / 2) and both.n == 40
     assert both.stderr == pytest.approx(abs(first.value - second.value) / 2)  # of the mean of two clusters
     assert found["both", "chance"].value == pytest.approx(1 / 3) and ("both", "gold_bpb") in found
+    calm = scored(compiled, answered(compiled, right))
+    change = {(d.task, d.metric): d for d in paired(calm, scored(compiled, only_first))}["both", "acc"]
+    assert change.value == pytest.approx(both.value - by_name(calm)["both", "acc"].value) and change.n == 40
+    assert change.stderr == pytest.approx(abs(change.value))  # one member changed, the other did not
+    assert {s.family for k, s in found.items() if k[0] == "both"} == {"like first"} and first.family is None
     assert found["both", "members"].value == 2 and ("first", "members") not in found
 
 

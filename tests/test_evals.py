@@ -22,7 +22,8 @@ from gopher.evals.bundle import Bundle, Request, read_bundle
 from gopher.evals.checkpoints import checkpoints_of
 from gopher.evals.compile import Prompting, compile_tasks
 from gopher.evals.exam import Exam
-from gopher.evals.metrics import bits_per_byte, choice_values, over_seeds, paired, ratio_error, scored
+from gopher.evals.metrics import bits_per_byte, choice_values, over_seeds, paired, scored
+from gopher.evals.ratios import ratio_error
 from gopher.evals.store import Store, score_missing
 from gopher.inference import open_rung
 from gopher.tokenizer import Tokenizer
@@ -230,8 +231,8 @@ def test_standard_errors_over_clusters() -> None:
     doubled = ratio_error([*values, *values], [1.0] * 80, [str(i) for i in range(40)] * 2)
     assert doubled == pytest.approx(alone)  # the same passage twice says nothing new
     assert ratio_error([1.0, 2.0], [1.0, 1.0], ["a", "a"]) is None
-    bits = bits_per_byte("t", [pair for i, p in enumerate((-2.0, -4.0)) for pair in asked([p], 0, i)])
-    assert bits.value == pytest.approx(6 / math.log(2) / 6) and bits.n == 2
+    bits = bits_per_byte([pair for i, p in enumerate((-2.0, -4.0)) for pair in asked([p], 0, i)])
+    assert bits.value == pytest.approx(6 / math.log(2) / 6) and len(bits.parts) == 2
 
 
 def test_the_error_of_a_ratio_covers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +254,7 @@ def test_paired_errors_are_smaller_than_those_of_two_scores(tiny_run: Path, task
         answers = {"colours": store.answers(checkpoint.sha256, compiled.bundles["colours"]) or []}
         results.append(scored(compiled, answers))
     before, after = results
-    difference = {d.metric: d for d in paired(before, after, compiled)}["gold_bpb"]
+    difference = {d.metric: d for d in paired(before, after)}["gold_bpb"]
     values = [next(s for s in r.scores if s.metric == "gold_bpb") for r in results]
     assert difference.value == pytest.approx(values[1].value - values[0].value)
     assert difference.stderr < math.hypot(*(v.stderr for v in values))  # type: ignore[operator, arg-type]

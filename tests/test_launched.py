@@ -10,6 +10,7 @@ from studies import write_text
 from gopher.errors import UsageError
 from gopher.record import FINISHED, RunFolder, RunState
 from sweeps import launched
+from sweeps.cli import run_verb
 from sweeps.compose import compose, hydra_session
 from sweeps.settings import Settings, settings_of
 from sweeps.study import study_of
@@ -32,6 +33,39 @@ def test_the_record_gives_back_the_specs(words: list[str], tmp_path: Path) -> No
     assert launched.specs_of([*words, "axes.seed=[1]"], settings) is None
     (settings.sweep_dir / "sweep.json").write_text('{"words": [')
     assert launched.specs_of(words, settings) is None
+
+
+def test_a_sweep_launched_by_name_is_found_by_it(words: list[str], tmp_path: Path) -> None:
+    """In the words of its launch, those said again in their place; a config keeps its name."""
+    named, root = [*words, "name=mine"], str(tmp_path / "out")
+    settings = Settings(output_root=root, name="mine")
+    launched.keep(study_of(named), named, settings)
+    said = ["freeze", "sweep=mine", f"output_root={root}", "format=json", "rungs=[54k]"]
+    found = launched.as_launched(said, ["demo"], "elsewhere")
+    assert found == ["freeze", *named[:3], "rungs=[54k]", *named[4:], "format=json"]
+    again = launched.as_launched(["sweep=mine"], ["demo"], root)
+    assert again == named and launched.specs_of(again, settings) == study_of(named).specs
+    assert launched.as_launched(["sweep=mine"], ["demo"], "elsewhere") == ["sweep=mine"]
+    assert launched.as_launched(["sweep=mine"], ["mine"], root) == ["sweep=mine"]
+
+
+def test_the_command_line_knows_a_launched_name(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [*words, "name=mine"]
+    launched.keep(study_of(named), named, Settings(output_root=str(tmp_path / "out"), name="mine"))
+    assert run_verb("plan", ["sweep=mine", f"output_root={tmp_path / 'out'}", "format=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sweep"] == "mine"
+
+
+def test_empty_braces_empty_a_setting() -> None:
+    """Hydra alone would merge nothing into it."""
+    with hydra_session():
+        assert (
+            compose(["sweep=demo"]).tree["extra_seeds"]
+            and compose(["sweep=demo", "extra_seeds={}"]).tree["extra_seeds"] == {}
+        )
+        assert compose(["sweep=demo", "extra_seeds={54k:[3]}"]).tree["extra_seeds"]["54k"] == [3]
 
 
 def test_status_of_a_launched_sweep_needs_no_text(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def test_every_task_runs_in_the_harness(files: Path, tiny_run: Path) -> None:
 
 def test_absent_data_says_how_to_get_it(files: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"pg19/none.jsonl is not under GOPHER_EVAL_DATA=.*get it: the books"
+        UsageError, match=r"pg19/none.jsonl is not under GOPHER_EVAL_DATA=.*no command gets it.*: the books"
     ) as caught:
         data.documents("pg19/none.jsonl", source="the books")
     assert "\n" not in str(caught.value)

@@ -42,6 +42,9 @@ def test_every_value_is_the_one_that_was_read_in_the_source() -> None:
     seen = {r["task"]: float(r["score"]) for r in rows if r["model"] == "280B"}
     checked = [p for p in table().values() if p.task in seen and p.task.startswith(("mmlu_", "bigbench_", "pile_"))]
     assert len(checked) > 120
+    for group, fact in (("mmlu", "mmlu_average"), ("bigbench", "bigbench_average_62")):
+        told = published(group, "acc")
+        assert told and told.value == pytest.approx(seen[fact] / 100) and told.shots == "5"
     for p in checked:
         assert p.value == pytest.approx(seen[p.task] / (1 if p.metric == "bits_per_byte" else 100)), p
 

@@ -1,5 +1,7 @@
 """What `gopher eval` logs to MLflow comes back as task scores: errors, chance and the untrained model beside each value."""
 
+from dataclasses import asdict
+
 import pytest
 from logged_study import queued_folder, study_spec
 
@@ -13,6 +15,7 @@ def lines(acc: float) -> list[TaskScore]:
     out = [TaskScore(task="mmlu_anatomy", metric="acc", value=acc, stderr=0.04, n=100)]
     out.append(TaskScore(task="mmlu_anatomy", metric="gold_bpb", value=3 - acc, stderr=0.1, n=100))
     out.append(TaskScore(task="mmlu_anatomy", metric="brier", value=0.7, stderr=0.1, n=100))
+    out.append(TaskScore(task="quiz", metric="acc", value=acc, stderr=0.04, n=100, family="Trivia"))
     return [*out, TaskScore(task="mmlu_anatomy", metric="chance", value=0.25, stderr=None, n=100)]
 
 
@@ -29,12 +32,14 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     tracker.open_sweep("")
     assert tracker.flush(folders, 10) is None
     for version in ("v1", "v2"):
-        tracker.log_scores(folders[0], {"version": version, "results": []})
+        tracker.log_scores(folders[0], {"version": version, "results": [asdict(line) for line in lines(0.26)]})
     return tracker.uri
 
 
 def test_scores_come_back_with_their_errors_chance_and_floor(uri: str) -> None:
     found = scores_from_mlflow(uri, "demo")
+    assert {s.category for s in found if s.task == "quiz" and s.rung == "54k"} == {"Trivia"}
+    found = [s for s in found if s.task != "quiz"]
     acc = [s for s in found if s.metric == "acc"]
     assert [(s.rung, s.step, s.value, s.untrained) for s in acc] == [
         ("54k", 0, 0.24, True),
@@ -75,3 +80,9 @@ def test_categories_are_the_papers() -> None:
     names = ["mmlu_law", "bigbench_x", "pile_cc", "race_h", "fever_3way", "triviaqa", "piqa", "winogender", "my_task"]
     found = [category_of(n) for n in names]
     assert len(set(found)) == len(names) and found[-1] == "Other tasks" and found[0] == "MMLU"
+    assert category_of("bigbench_gender_x") == "BIG-bench" and category_of("our_mmlu") == "MMLU"
+
+
+def test_a_task_names_its_category_and_a_group_has_its_members() -> None:
+    assert category_of("my_quiz", "common_sense") == "Common sense" and category_of("mmlu_law", "Own") == "Own"
+    assert category_of("knowledge", "like mmlu_law") == "MMLU" and category_of("both", "like first") == "Other tasks"

@@ -3,7 +3,8 @@
 import pytest
 from pictures import task_scores
 
-from analysis.task_figures import relative_gain, tasks
+from analysis.gain_figures import relative_gain
+from analysis.task_figures import headings_of, note_of, score_limits, tasks
 from analysis.tasks import TaskScore, by_rung, gains, headlines, without_gain
 
 
@@ -76,6 +77,43 @@ def test_many_tasks_become_one_row_a_category():
     figure = relative_gain(task_scores(tasks_per_category=10))
     assert figure is not None and len(figure.table.rows) == 20
     assert "science (10)" in figure.svg and "science_3" not in figure.svg
+
+
+def test_scores_that_are_all_alike_have_an_axis() -> None:
+    """Ticks that differ, none below 0; perplexities on a log axis."""
+    none = [score(r, n, 0.0, step=k, untrained=k == 0) for r, n in (("m", 1e7), ("l", 1e8)) for k in (0, 10)]
+    low, high = score_limits("acc", none)
+    assert -0.01 < low < 0 and high > 0.02
+    (page,) = tasks(none)
+    assert ">0.02<" in page.svg and "0.000000" not in page.svg
+    words = [score(r, n, v, metric="word_perplexity") for r, n, v in (("m", 1e7, 60_000.0), ("l", 1e8, 7e7))]
+    assert ">1M<" in tasks(words)[0].svg
+    wide = [score("m", 1e7, 9.0, metric="word_perplexity", stderr=40.0), score("l", 1e8, 8.0, metric="word_perplexity")]
+    assert 0 < score_limits("word_perplexity", wide)[0] < 8
+
+
+def test_every_size_has_its_untrained_model_and_headings_of_a_row_are_level() -> None:
+    (page,) = [p for p in tasks(task_scores()) if p.name == "tasks_science"]
+    assert [row[4] for row in page.table.rows] == ["0.250 ± 0.010"] * 10
+    assert page.svg.count(">untrained<") == page.svg.count(">chance<") == 1  # one key for all panels
+    long = "mmlu_high_school_european_history"
+    group = [score("m", 1e7, 0.2), score("l", 1e8, 0.3)]
+    found = headings_of([(long, "acc", group), ("t", "acc", group), ("t", "acc", group)])
+    assert found[0].count("\n") == found[1].count("\n") == 3 and found[2].count("\n") == 1
+    assert found[0].replace("\n", "").startswith(long)
+
+
+def test_a_published_score_at_chance_is_said_not_drawn_over_it() -> None:
+    group = [score("m", 1e7, 0.2, chance=0.25), score("l", 1e8, 0.3, chance=0.25)]
+    assert note_of("mmlu_abstract_algebra", "acc", group) == "Gopher 280B at chance"
+
+
+def test_a_category_has_its_mean_and_numbers_stand_beside_the_bars() -> None:
+    scores = [
+        score(r, n, v, task=t) for t, v2 in (("a", 0.3), ("b", 0.1)) for r, n, v in (("m", 1e7, 0.2), ("l", 1e8, v2))
+    ]
+    figure = relative_gain(scores)
+    assert figure and all(f">{text}<" in figure.svg for text in ("+50 %", "−50 %", "0.00 %"))
 
 
 def test_task_pages_show_chance_and_the_untrained_model():

@@ -11,12 +11,14 @@ alarms. Memory: the items' n-grams and one block of training text, whatever the 
 import codecs
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gopher.evals.ratios import Ratio
 from gopher.shards import ShardReader
 from gopher.tokenizer import Tokenizer
 
@@ -84,23 +86,19 @@ def ngrams_of(words: Sequence[str]) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} if n >= SHORTEST else set()
 
 
-def by_subset(values: Sequence[float], dirty: Sequence[bool | None]) -> dict[str, dict[str, float | int | None]]:
-    """Mean, standard error and number of the items' values: all, clean, dirty, unjudged; None where too few."""
-    flags = np.array([2 if flag is None else int(flag) for flag in dirty])
-    numbers = np.array(values, np.float64)
-    parts = {
-        "all": numbers,
-        "clean": numbers[flags == 0],
-        "dirty": numbers[flags == 1],
-        "unjudged": numbers[flags == 2],
-    }
+def by_subset(score: Ratio, dirty: Mapping[Any, bool | None]) -> dict[str, dict[str, float | int | None]]:
+    """Value, standard error over clusters and number of the score's items: all, clean, dirty, unjudged; None where too few."""
+    parts = {"all": list(score.parts)}
+    for name, flag in (("clean", False), ("dirty", True), ("unjudged", None)):
+        parts[name] = [key for key in score.parts if dirty[key] is flag]
+    own = {name: score.of(keys) if keys else None for name, keys in parts.items()}
     return {
         name: {
-            "n": len(part),
-            "value": float(part.mean()) if len(part) else None,
-            "stderr": float(part.std(ddof=1) / len(part) ** 0.5) if len(part) > 1 else None,
+            "n": len(parts[name]),
+            "value": part.value if part else None,
+            "stderr": part.stderr if part else None,
         }
-        for name, part in parts.items()
+        for name, part in own.items()
     }
 
 

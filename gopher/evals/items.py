@@ -6,13 +6,13 @@ Tasks are looked for in the user's folder, among our own, and only then among th
 import contextlib
 import io
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
+from gopher.evals.cures import cured, offline_if_unreachable
 
 OWN_TASKS = Path(__file__).parent / "tasks"
 Say = Callable[[str], None]
@@ -44,10 +44,12 @@ def tasks_named(names: Sequence[str], folder: str | None, say: Say) -> Tasks:
     """Raises `UsageError` when not one of them can be loaded."""
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it remarks on every task
+    for talkative in ("lm_eval", "huggingface_hub"):  # they remark on every task and on every try
+        logging.getLogger(talkative).setLevel(logging.ERROR)
     folders = [str(OWN_TASKS), *([folder] if folder else [])]
     manager = TaskManager(include_path=folders, include_defaults=False)
     if any(name not in manager.all_tasks for name in names):
+        offline_if_unreachable()
         say("reading the harness's list of tasks")
         manager = TaskManager(include_path=folders)
     found: dict[str, Any] = {}
@@ -60,7 +62,9 @@ def tasks_named(names: Sequence[str], folder: str | None, say: Say) -> Tasks:
             found |= loaded["tasks"]
             groups |= loaded["groups"]
         except Exception as error:  # data of any task may fail in its own way, and the others go on
-            skipped.append(Skipped(task=name, reason=with_cure(" ".join(str(error).split()) or type(error).__name__)))
+            skipped.append(
+                Skipped(task=name, reason=cured(name, error, manager.task_index.get(name), manager.all_tasks))
+            )
     if not found:
         reasons = "; ".join(f"{s.task}: {s.reason}" for s in skipped) or "no task is named"
         raise UsageError(f"no evaluation task can be read ({reasons}); name tasks whose data is here")
@@ -72,17 +76,6 @@ def quiet() -> Iterator[None]:
     """Without the bars and prints of the harness and its data library: standard output is for results."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-def with_cure(reason: str) -> str:
-    """The reason with the command that gets the data, where it is a dataset of the Hub that is not here."""
-    found = re.search(r"'([\w.-]+/[\w.-]+)' on the Hub|Repository Not Found.*datasets/([\w.-]+/[\w.-]+)", reason)
-    if found is None:
-        return reason
-    name = found[1] or found[2]
-    return (
-        f"{reason}; with network `hf download --repo-type dataset {name}` gets it, or give local files with tasks_path"
-    )
 
 
 def items_of(tasks: Tasks) -> list[Item]:

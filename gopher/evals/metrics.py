@@ -9,12 +9,11 @@ Of a multiple choice with one right option, over its items:
 Of a group the same over the items of all members.
 Of whole documents and of single continuations: bpb, bits per byte over all items together.
 
-Standard errors are those of a mean over clusters (passages, where items share one, else the items themselves; of a group
-its members); where no cluster is shared they equal the harness's.
+Standard errors are those of a mean or ratio over clusters (passages, where items share one, else the items themselves; of
+a group its members); where no cluster is shared and the harness has one, they equal the harness's.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -27,32 +26,37 @@ from gopher.evals.answers import Answer
 from gopher.evals.bundle import LIKELIHOOD, ROLLING, Bundle, Request
 from gopher.evals.compile import Compiled, one_line
 from gopher.evals.items import Skipped, quiet
+from gopher.evals.ratios import Items, Ratio, difference, mean_of, pooled
 from gopher.evals.scorers import scorer_name
 
 SMOOTH = ("acc_bytes", "gold_bpb", "choice_prob", "brier", "chance")
 BOOTSTRAPS = 1000  # of the harness, for its metrics whose standard error has no formula
 
-Items = dict[int, float]  # doc_id -> value
+Ratios = dict[tuple[str, str], Ratio]  # (task or group, metric) -> items
 Asked = list[tuple[Request, Answer]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """One line of results. `stderr` is None where no formula holds; `n` is the number of items."""
+    """One line of results. `stderr` is None where no formula holds; `n` is the number of items.
+
+    `family` is the category that the task's metadata names; of a group its members', or "like" with a member's name.
+    """
 
     task: str
     metric: str
     value: float
     stderr: float | None
     n: int
+    family: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """All scores of one checkpoint, the items behind those that are means of items, and the tasks that have no score."""
+    """All scores of one checkpoint, the items behind those that are made of items, and the tasks that have no score."""
 
     scores: list[TaskScore]
-    items: dict[tuple[str, str], Items]  # (task, metric) -> items
+    items: Ratios
     skipped: list[Skipped]
 
 
@@ -61,7 +65,7 @@ class Found:
     """What the harness makes of answers: results by task or group, in its own words, and its numbers per item."""
 
     results: dict[str, dict[str, Any]]
-    items: dict[tuple[str, str], Items]
+    items: dict[tuple[str, str], dict[int, Any]]  # (task, metric) -> doc_id -> a number, or a pair of them
 
 
 def scored(compiled: Compiled, answers: Mapping[str, Sequence[Answer]]) -> Scored:
@@ -77,20 +81,30 @@ def scored(compiled: Compiled, answers: Mapping[str, Sequence[Answer]]) -> Score
         reasons |= failing(compiled, without(bundles, reasons), answers)
         found = by_harness(compiled, without(bundles, reasons), answers)
     out: list[TaskScore] = []
-    items: dict[tuple[str, str], Items] = {}
+    items: Ratios = {}
     for name, bundle in without(bundles, reasons).items():
         asked = list(zip(bundle.requests, answers[name], strict=True))
-        label = label_of(compiled.tasks[name])
+        label, clusters = label_of(compiled.tasks[name]), clusters_of(asked)
         harness = [sized(s, found.items) for s in task_scores(name, found.results[name], bundle.n_docs)]
-        means = {s.metric: own for s in harness if (own := mean_items(s, found.items))}
-        harness = [clustered(s, means.get(s.metric, {}), clusters_of(asked)) for s in harness]
-        smooth, smooth_items = smooth_scores(name, asked, known={s.metric for s in harness})
-        items |= smooth_items | {(name, metric + label): own for metric, own in means.items()}
-        out += [*(replace(s, metric=s.metric + label) for s in harness), *smooth]
+        made = {
+            s.metric: ratio for s in harness if (ratio := ratio_of(s, found.items.get((name, s.metric), {}), clusters))
+        }
+        smooth = {
+            metric: own for metric, own in smooth_scores(asked).items() if metric not in {s.metric for s in harness}
+        }
+        items |= {(name, metric + label): own for metric, own in made.items()}
+        items |= {(name, metric): own for metric, own in smooth.items()}
+        lines = [replace(with_error(s, made.get(s.metric)), metric=s.metric + label) for s in harness]
+        lines += [score_of(name, metric, own) for metric, own in smooth.items()]
+        out += [replace(line, family=metadata_of(compiled.tasks[name], "category")) for line in lines]
     groups = {g: members_of(v) for g, v in compiled.groups.items() if g in found.results}
     for name, members in groups.items():
         size = sum(bundles[m].n_docs for m in members)
-        out += group_scores(name, members, task_scores(name, found.results[name], size), items)
+        harness = task_scores(name, found.results[name], size)
+        whole = group_ratios(members, harness, items)
+        items |= {(name, metric): own for metric, own in whole.items()}
+        family = shared_family([metadata_of(compiled.tasks[m], "category") for m in members]) or f"like {members[0]}"
+        out += [replace(line, family=family) for line in group_scores(name, members, harness, whole)]
     return Scored(scores=out, items=items, skipped=[Skipped(task=t, reason=why) for t, why in reasons.items()])
 
 
@@ -146,13 +160,14 @@ def by_harness(compiled: Compiled, bundles: Mapping[str, Bundle], answers: Mappi
     chosen: Any = {"tasks": {name: compiled.tasks[name] for name in bundles}, "groups": groups, "group_map": {}}
     with quiet():
         found: Any = lm_eval.evaluate(Replay(bundles, answers), chosen, limit=limit, bootstrap_iters=BOOTSTRAPS)
-    items: dict[tuple[str, str], Items] = {}
+    items: dict[tuple[str, str], dict[int, Any]] = {}
     for task, samples in found["samples"].items():
         for sample in samples:
             for metric in sample["metrics"]:
-                if isinstance(value := sample.get(metric), (bool, int, float)):
+                if isinstance(value := sample.get(metric), (bool, int, float, tuple)):
                     key = task, metric_name(f"{metric},{sample['filter']}")
-                    items.setdefault(key, {})[int(sample["doc_id"])] = float(value)
+                    own = float(value) if isinstance(value, bool) else value
+                    items.setdefault(key, {})[int(sample["doc_id"])] = own
     return Found(results=found["results"], items=items)
 
 
@@ -168,9 +183,18 @@ def metric_name(key: str) -> str:
 
 def label_of(task: Any) -> str:
     """What metrics of the task are named after: the scorer of generated text that its metadata asks for, or nothing."""
-    metadata = task.config.metadata
-    kind = metadata.get("scorer") if isinstance(metadata, dict) else None
+    kind = metadata_of(task, "scorer")
     return f"-{scorer_name(kind)}" if kind else ""
+
+
+def metadata_of(task: Any, key: str) -> str | None:
+    metadata = task.config.metadata
+    value = metadata.get(key) if isinstance(metadata, dict) else None
+    return None if value is None else str(value)
+
+
+def shared_family(families: Sequence[str | None]) -> str | None:
+    return families[0] if len(set(families)) == 1 else None
 
 
 def task_scores(task: str, values: Mapping[str, Any], n: int) -> list[TaskScore]:
@@ -185,77 +209,80 @@ def task_scores(task: str, values: Mapping[str, Any], n: int) -> list[TaskScore]
     return out
 
 
-def sized(score: TaskScore, items: Mapping[tuple[str, str], Items]) -> TaskScore:
+def sized(score: TaskScore, items: Mapping[tuple[str, str], Mapping[int, Any]]) -> TaskScore:
     """The score with the number of items that have it: some metrics are of a part of them."""
     own = items.get((score.task, score.metric))
     return replace(score, n=len(own)) if own else score
 
 
-def mean_items(score: TaskScore, items: Mapping[tuple[str, str], Items]) -> Items:
-    """The items of a score that is their mean; of others (a perplexity's are log-likelihoods) none."""
-    own = items.get((score.task, score.metric), {})
-    return own if own and math.isclose(fmean(own.values()), score.value, rel_tol=1e-9, abs_tol=1e-9) else {}
+def ratio_of(score: TaskScore, items: Mapping[int, Any], clusters: Mapping[int, str]) -> Ratio | None:
+    """What the score is of its items: their mean, the perplexity of log-likelihoods, bits per byte; None: none of these."""
+    # of rates over documents they are (log-likelihood, bytes or words)
+    pairs = {i: own if isinstance(own, tuple) else (own, 1.0) for i, own in items.items()}
+    if not all(len(own) == 2 and all(map(is_number, own)) and own[1] > 0 for own in pairs.values()):
+        return None
+    values, wholes = ({i: float(own[k]) for i, own in pairs.items()} for k in (0, 1))
+    mean = replace(mean_of(values, clusters), wholes=wholes)
+    perplexity = replace(mean, parts={i: -v for i, v in values.items()}, is_perplexity=True)
+    bits = replace(mean, parts={i: -v / math.log(2) for i, v in values.items()})
+    return next((r for r in (mean, bits, perplexity) if items and agree(r, score)), None)
+
+
+def agree(ratio: Ratio, score: TaskScore) -> bool:
+    try:
+        return math.isclose(ratio.value, score.value, rel_tol=1e-9, abs_tol=1e-9)
+    except OverflowError:  # the exponential of what is no log-likelihood
+        return False
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def clustered(score: TaskScore, items: Items, clusters: Mapping[int, str]) -> TaskScore:
-    """The score, which is the mean of `items`, with its standard error over clusters, where items share them."""
-    names = [clusters[i] for i in items]
-    if len(set(names)) == len(names):
+def with_error(score: TaskScore, ratio: Ratio | None) -> TaskScore:
+    """The score with its standard error over clusters where items share them, or the harness has no error."""
+    if ratio is None or (score.stderr is not None and not ratio.shares_texts):
         return score
-    return replace(score, stderr=ratio_error(list(items.values()), [1.0] * len(items), names))
+    return replace(score, stderr=ratio.stderr)
+
+
+def score_of(task: str, metric: str, ratio: Ratio) -> TaskScore:
+    error = None if metric == "chance" else ratio.stderr
+    return TaskScore(task=task, metric=metric, value=ratio.value, stderr=error, n=len(ratio.parts))
+
+
+def group_ratios(members: Sequence[str], harness: Sequence[TaskScore], items: Ratios) -> dict[str, Ratio]:
+    """The items of all members together, of the metrics that each of them has; not where the harness means something else."""
+    of = {score.metric: score for score in harness}
+    shared = {m: {t: items[t, m] for t in members} for m in (*SMOOTH, *of) if all((t, m) in items for t in members)}
+    whole = {metric: pooled(own) for metric, own in shared.items()}
+    return {metric: own for metric, own in whole.items() if metric not in of or agree(own, of[metric])}
 
 
 def group_scores(
-    group: str, members: Sequence[str], harness: Sequence[TaskScore], items: Mapping[tuple[str, str], Items]
+    group: str, members: Sequence[str], harness: Sequence[TaskScore], whole: Mapping[str, Ratio]
 ) -> list[TaskScore]:
-    """A group's scores: the harness's, the smooth ones over the items of all members, and `members`, how many tasks it has.
-
-    A member (a subject) is a cluster.
-    """
-    pooled = {m: s for m in (*SMOOTH, *(h.metric for h in harness)) if (s := over_members(group, m, members, items))}
-    out = []
-    for score in harness:
-        same = pooled.get(score.metric)
-        agrees = same is not None and math.isclose(same.value, score.value, rel_tol=1e-9, abs_tol=1e-9)
-        out.append(same if same is not None and agrees else score)
-    smooth = [s for m, s in pooled.items() if m in SMOOTH and m not in {h.metric for h in harness}]
+    """A group's scores: the harness's, the smooth ones over the items of all members, and `members`, how many tasks it has."""
+    out = [score_of(group, s.metric, whole[s.metric]) if s.metric in whole else s for s in harness]
+    out += [score_of(group, metric, own) for metric, own in whole.items() if metric not in {s.metric for s in harness}]
     size = harness[0].n if harness else 0
-    return [*out, *smooth, TaskScore(task=group, metric="members", value=len(members), stderr=None, n=size)]
-
-
-def over_members(
-    group: str, metric: str, members: Sequence[str], items: Mapping[tuple[str, str], Items]
-) -> TaskScore | None:
-    """The mean over all items of all members, or None where a member has no such items."""
-    if not all((m, metric) in items for m in members):
-        return None
-    values = {(m, i): v for m in members for i, v in items[m, metric].items()}
-    error = ratio_error(list(values.values()), [1.0] * len(values), [m for m, _ in values])
-    known = None if metric == "chance" else error
-    return TaskScore(task=group, metric=metric, value=fmean(values.values()), stderr=known, n=len(values))
+    return [*out, TaskScore(task=group, metric="members", value=len(members), stderr=None, n=size)]
 
 
 # ---- smooth metrics
 
 
-def smooth_scores(
-    task: str, asked: Asked, known: Collection[str] = ()
-) -> tuple[list[TaskScore], dict[tuple[str, str], Items]]:
-    """The metrics of this module's first lines but the `known` ones, and the items of those that are means."""
+def smooth_scores(asked: Asked) -> dict[str, Ratio]:
+    """The metrics of this module's first lines."""
     clusters = clusters_of(asked)
-    items: dict[tuple[str, str], Items] = {}
+    items: dict[str, Items] = {}
     for doc_id, group in groupby(asked, key=lambda pair: pair[0].doc_id):
         for metric, value in choice_values(list(group)).items():
-            if metric not in known:
-                items.setdefault((task, metric), {})[doc_id] = value
-    out = [mean_score(task, metric, values, clusters) for (_, metric), values in items.items()]
+            items.setdefault(metric, {})[doc_id] = value
     texts = [(r, a) for r, a in asked if r.kind == ROLLING or (r.kind == LIKELIHOOD and r.gold is None)]
     whole = len(texts) == len(asked) and all(r.idx == 0 for r, _ in texts)
-    return [*out, *([bits_per_byte(task, texts)] if whole else [])], items
+    means = {metric: mean_of(own, clusters) for metric, own in items.items()}
+    return means | ({"bpb": bits_per_byte(texts)} if whole else {})
 
 
 def choice_values(asked: Asked) -> dict[str, float]:
@@ -281,19 +308,11 @@ def choice_values(asked: Asked) -> dict[str, float]:
     }
 
 
-def mean_score(task: str, metric: str, items: Items, clusters: Mapping[int, str]) -> TaskScore:
-    error = ratio_error(list(items.values()), [1.0] * len(items), [clusters[i] for i in items])
-    known = None if metric == "chance" else error
-    return TaskScore(task=task, metric=metric, value=fmean(items.values()), stderr=known, n=len(items))
-
-
-def bits_per_byte(task: str, asked: Asked) -> TaskScore:
-    """-sum(log2 p) / sum(bytes), with the standard error of a ratio."""
-    bits = [-a.nats / math.log(2) for _, a in asked]
-    sizes = [float(len((r.context if r.kind == ROLLING else r.continuation).encode())) for r, _ in asked]
-    clusters = clusters_of(asked)
-    error = ratio_error(bits, sizes, [clusters[r.doc_id] for r, _ in asked])
-    return TaskScore(task=task, metric="bpb", value=sum(bits) / sum(sizes), stderr=error, n=len(asked))
+def bits_per_byte(asked: Asked) -> Ratio:
+    """-sum(log2 p) / sum(bytes)."""
+    bits = {r.doc_id: -a.nats / math.log(2) for r, a in asked}
+    sizes = {r.doc_id: float(len((r.context if r.kind == ROLLING else r.continuation).encode())) for r, _ in asked}
+    return replace(mean_of(bits, clusters_of(asked)), wholes=sizes)
 
 
 def clusters_of(asked: Asked) -> dict[int, str]:
@@ -301,35 +320,17 @@ def clusters_of(asked: Asked) -> dict[int, str]:
     return {r.doc_id: r.cluster or f"#{r.doc_id}" for r, _ in asked}
 
 
-def ratio_error(parts: Sequence[float], wholes: Sequence[float], clusters: Iterable[str]) -> float | None:
-    """Standard error of sum(parts) / sum(wholes) over clusters, linearised (Cochran 1977, section 6.3); None for one cluster.
-
-    With every whole 1 and every cluster of one item it is the usual s / sqrt(n).
-    """
-    ratio = sum(parts) / sum(wholes)
-    residuals: defaultdict[str, float] = defaultdict(float)
-    for part, whole, cluster in zip(parts, wholes, clusters, strict=True):
-        residuals[cluster] += part - ratio * whole
-    count = len(residuals)
-    if count < 2:
-        return None
-    return math.sqrt(count / (count - 1) * sum(r * r for r in residuals.values())) / sum(wholes)
-
-
 # ---- comparisons
 
 
-def paired(a: Scored, b: Scored, compiled: Compiled) -> list[TaskScore]:
-    """b - a of every metric that is a mean of items, with the standard error of the difference on the same items."""
+def paired(a: Scored, b: Scored) -> list[TaskScore]:
+    """b - a of every metric that is made of items, with the standard error of the difference on the same items."""
     out = []
-    for (task, metric), items in b.items.items():
-        before = a.items.get((task, metric), {})
-        if metric == "chance" or set(before) != set(items):
-            continue
-        requests = compiled.bundles[task].requests
-        clusters = {r.doc_id: r.cluster or f"#{r.doc_id}" for r in requests}
-        differences = {i: value - before[i] for i, value in items.items()}
-        out.append(mean_score(task, metric, differences, clusters))
+    for (task, metric), own in b.items.items():
+        before = a.items.get((task, metric))
+        told = difference(before, own) if before and metric != "chance" else None
+        if told is not None:
+            out.append(TaskScore(task=task, metric=metric, value=told[0], stderr=told[1], n=len(own.parts)))
     return out
 
 
@@ -347,7 +348,7 @@ def over_seeds(by_seed: Sequence[Sequence[TaskScore]]) -> list[TaskScore]:
     for (task, metric), lines in found.items():
         values = [line.value for line in lines]
         first = lines[0]
-        out.append(TaskScore(task=task, metric=metric, value=fmean(values), stderr=first.stderr, n=first.n))
+        out.append(replace(first, value=fmean(values)))
         if metric not in ("chance", "members") and len(values) > 1:
             sd = float(np.std(values, ddof=1))
             out.append(TaskScore(task=task, metric=f"{metric}_seed_sd", value=sd, stderr=None, n=len(values)))

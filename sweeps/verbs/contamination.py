@@ -20,13 +20,18 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
 
     tree = compose(overrides).tree
     settings = settings_of(tree)
-    folder = run_folder(compose, overrides, tree, settings)
+    folder, others = run_folder(compose, overrides, tree, settings)
     names = tree["tasks"]
     if not isinstance(names, list) or not names:
         raise UsageError(f"tasks is {names!r}; name the tasks to look for, such as tasks=[race_h,fever_2way]")
     tasks = tasks_named([str(t) for t in names], tree["tasks_path"], say)
-    items, skipped = items_of(tasks), tasks.skipped
+    limit, skipped = settings.exam.limit, tasks.skipped
+    items = [item for item in items_of(tasks) if limit is None or item.doc_id < limit]
     readers, tokenizer, data_key = training_text(folder)
+    if other_data := sorted(others - {data_key}):
+        say(
+            f"other runs of the sweep read other text ({', '.join(other_data)}): checkpoint=DIR of such a run looks into that"
+        )
     say(f"looking for {len(items):,} items in {sum(r.tokens for r in readers):,} training tokens")
     blocks = itertools.chain.from_iterable(blocks_of(reader, tokenizer) for reader in readers)
     found = overlaps([item.text for item in items], blocks)
@@ -35,9 +40,18 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         flags.setdefault(item.task, {})[item.doc_id] = overlap.dirty
     scores = subset_scores(settings, folder, tree, flags)
     results = [result_of(task, own) | {"scores": scores.get(task, {})} for task, own in flags.items()]
+    groups = [{"task": group, "scores": own} for group, own in scores.items() if group not in flags]
     if settings.format == "json":
         left_out = [{"task": s.task, "reason": s.reason} for s in skipped]
-        print(json.dumps({"data": data_key, "ngram_words": 13, "results": results, "skipped": left_out}, indent=2))
+        told = {
+            "data": data_key,
+            "other_data": other_data,
+            "ngram_words": 13,
+            "results": results,
+            "groups": groups,
+            "skipped": left_out,
+        }
+        print(json.dumps(told, indent=2))
         return 0
     columns = ["task", "items", "dirty", "clean", "too short", "share dirty"]
     lines = [
@@ -46,7 +60,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     ]
     console().print(table(f"13-gram overlap with the training text {data_key}", columns, lines))
     if scores:
-        console().print(scores_table(results))
+        console().print(scores_table([*results, *groups]))
     for one in skipped:
         console(stderr=True).print(f"left out: {one.task} ({one.reason})", markup=False)
     return 0
@@ -56,17 +70,19 @@ def say(message: str) -> None:
     console(stderr=True).print(message, style="dim", markup=False)
 
 
-def run_folder(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], settings: Settings) -> Path:
-    """The run named by checkpoint=DIR, else the first launched run of the sweep: all of them share their text."""
+def run_folder(
+    compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], settings: Settings
+) -> tuple[Path, set[str]]:
+    """The run named by checkpoint=DIR, else the first launched run of the sweep; and the keys of all launched runs' data."""
     from gopher.inference import place
 
     if tree["checkpoint"]:
-        return place(Path(tree["checkpoint"]), None)[0]
-    folders = [settings.run_dir(r.spec.key) for r in load_study(compose, overrides).runs]
-    for folder in folders:
-        if (folder / "spec.json").is_file():
-            return folder
-    raise UsageError("no run of the sweep was launched yet; launch it first, or name a run by checkpoint=DIR")
+        return place(Path(tree["checkpoint"]), None)[0], set()
+    runs = load_study(compose, overrides).runs
+    launched = [r.spec for r in runs if (settings.run_dir(r.spec.key) / "spec.json").is_file()]
+    if not launched:
+        raise UsageError("no run of the sweep was launched yet; launch it first, or name a run by checkpoint=DIR")
+    return settings.run_dir(launched[0].key), {spec.data_key for spec in launched}
 
 
 def training_text(folder: Path) -> tuple[list[Any], Any, str]:
@@ -116,8 +132,11 @@ def subset_scores(
     answer_all(checkpoint, compiled, store)
     (found,) = scored_seeds(compiled, store, checkpoint.sha256)
     out: dict[str, dict[str, Any]] = {}
-    for (task, metric), items in found.items.items():
-        subsets = by_subset(list(items.values()), [flags[task][doc] for doc in items])
+    members: dict[Any, bool | None] = {(task, doc): flag for task, own in flags.items() for doc, flag in own.items()}
+    for (task, metric), score in found.items.items():
+        subsets = by_subset(score, flags.get(task, members))
+        if metric == "chance":  # is known, not measured
+            subsets = {name: {**part, "stderr": None} for name, part in subsets.items()}
         out.setdefault(task, {})[metric] = subsets
     return out
 

@@ -50,7 +50,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     told: dict[str, Any] = {
         "results": lines,
         "skipped": skipped,
-        "paired": comparisons(checkpoints, scored, compiled[0]),
+        "paired": comparisons(checkpoints, scored),
     }
     told |= {"left_out": left_out, "requests_scored": count}
     into_mlflow(settings, checkpoints, lines, compiled, say, required=not one)
@@ -106,15 +106,15 @@ def line_of(checkpoint: Any, score: Any) -> dict[str, Any]:
     return {**who, "step": checkpoint.step, **vars(score)}
 
 
-def comparisons(checkpoints: Sequence[Any], scored: dict[Any, Any], compiled: Any) -> list[dict[str, Any]]:
-    """Each run's last checkpoint against that of the run before it in the sweep: differences on the same items."""
+def comparisons(checkpoints: Sequence[Any], scored: dict[Any, Any]) -> list[dict[str, Any]]:
+    """Differences on the same items, of the pairs of checkpoints that are worth comparing."""
     from gopher.evals.metrics import paired
+    from gopher.evals.pairs import pairs
 
-    last = list({c.run_folder: c for c in checkpoints}.values())
     out = []
-    for before, after in zip(last, last[1:], strict=False):
+    for before, after in pairs(checkpoints):
         pair = {"run": after.spec.key, "step": after.step, "than_run": before.spec.key, "than_step": before.step}
-        for d in paired(scored[before], scored[after], compiled):
+        for d in paired(scored[before], scored[after]):
             out.append(
                 {**pair, "task": d.task, "metric": d.metric, "difference": d.value, "stderr": d.stderr, "n": d.n}
             )

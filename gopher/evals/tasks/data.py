@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
+from gopher.evals.fetch import SOURCES
 
 Row = dict[str, Any]
 LETTERS = "ABCDEFGH"
@@ -31,8 +32,17 @@ def rows_of(file: str, source: str, hub: tuple[str, str | None, str] | None = No
         yield from datasets.load_dataset(hub[0], hub[1], split=hub[2])
         return
     where = f"is not under GOPHER_EVAL_DATA={root}" if root else "was looked for but GOPHER_EVAL_DATA is not set"
-    command = f"python -c \"import datasets; datasets.load_dataset('{hub[0]}', {hub[1]!r})\"" if hub else source
-    raise UsageError(f"{file} {where}; put it there, or get it: {command}")
+    raise UsageError(f"{file} {where}; {cure_of(file, source, hub)}")
+
+
+def cure_of(file: str, source: str, hub: tuple[str, str | None, str] | None) -> str:
+    """How to get a file: by the command that does, else by words."""
+    if file in SOURCES:
+        return f"`GOPHER_EVAL_DATA=DIR python -m gopher.evals.fetch {file}` gets it with network"
+    if hub is not None:
+        part = f", {hub[1]!r}" if hub[1] else ""
+        return f"with network `python -c \"import datasets; datasets.load_dataset('{hub[0]}'{part})\"` gets it"
+    return f"no command gets it, so put it there yourself: {source}"
 
 
 def split_of(rows: Iterable[Row]) -> Any:
@@ -68,7 +78,7 @@ def base(article: str, question: str, options: list[str], answer: str) -> Row:
 
 def fever(file: str, classes: int = 3, **_: Any) -> Any:
     """Claims with a label and, where the file has it, evidence text; two classes leave out what nobody can know."""
-    rows = rows_of(file, "FEVER 1.0 as JSONL with claim, label and, if wanted, evidence text (fever.ai)")
+    rows = rows_of(file, "claims as JSONL with claim, label (or gold_label) and, if wanted, evidence text")
     kept = ((row, FEVER_LABELS.index(row.get("label") or row["gold_label"])) for row in rows)
     return split_of(
         {"claim": row["claim"].strip(), "evidence": text_or_none(row.get("evidence")), "gold": gold}
@@ -97,9 +107,10 @@ def multifc(file: str, **_: Any) -> Any:
     )
 
 
-def documents(file: str, field: str = "text", source: str = "", **_: Any) -> Any:
-    """Whole documents."""
-    return split_of({"text": row[field]} for row in rows_of(file, source or f"JSONL with '{field}'"))
+def documents(file: str, field: str = "text", source: str = "", hub: str | None = None, **_: Any) -> Any:
+    """Whole documents, of the test split where they come from the Hub."""
+    on_hub = (hub, None, "test") if hub else None
+    return split_of({"text": row[field]} for row in rows_of(file, source or f"JSONL with '{field}'", on_hub))
 
 
 def comments(file: str, **_: Any) -> Any:
@@ -187,9 +198,9 @@ def unprompted(count: int, **_: Any) -> Any:
     return split_of({"text": "", "number": i} for i in range(count))
 
 
-def open_questions(file: str, **_: Any) -> Any:
+def open_questions(file: str, hub: list[str] | None = None, **_: Any) -> Any:
     """Questions with every accepted answer (Natural Questions: a list; TriviaQA: value and aliases)."""
-    rows = rows_of(file, "JSONL with question and answer")
+    rows = rows_of(file, "JSONL with question and answer", (hub[0], hub[1], hub[2]) if hub else None)
     return split_of({"question": row["question"].strip(), "answers": accepted(row["answer"])} for row in rows)
 
 
