@@ -98,17 +98,23 @@ def answer_all(
 # ---- into the record
 
 
-def log_scores(folder: RunFolder, step: int, lines: Sequence[TaskScore]) -> None:
-    """Metric rows of one checkpoint, unless the log has just these."""
+def log_scores(folder: RunFolder, step: int, lines: Sequence[TaskScore], *, fewer: bool = True) -> dict[str, int]:
+    """Metric rows of one checkpoint, unless the log has just these.
+
+    Without `fewer`, a task that the log has scores of over more items keeps these: it is returned with their number.
+    """
+    known, items = folder.metrics(), items_of(lines)
+    logged = {task: int(known.get(f"eval/{task}.items", {}).get(step) or 0) for task in items}
+    kept = {} if fewer else {task: n for task, n in logged.items() if n > items[task]}
     values: dict[str, float | None] = {}
-    for line in lines:
+    for line in (line for line in lines if line.task not in kept):
         values[f"eval/{line.task}.{line.metric}"] = line.value
         if line.stderr is not None:
             values[f"eval/{line.task}.{line.metric}_stderr"] = line.stderr
-    values |= {f"eval/{task}.items": float(n) for task, n in items_of(lines).items()}
-    known = folder.metrics()
+    values |= {f"eval/{task}.items": float(n) for task, n in items.items() if task not in kept}
     if any(known.get(name, {}).get(step) != value for name, value in values.items()):
         folder.log(step, values)
+    return kept
 
 
 def items_of(lines: Sequence[TaskScore]) -> dict[str, int]:

@@ -45,7 +45,9 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         skipped += [{"task": s.task, "reason": f"{who}: {s.reason}"} for s in seeds[0].skipped]
         scored[checkpoint] = seeds[0]
         found = over_seeds([s.scores for s in seeds])
-        log_scores(RunFolder(checkpoint.run_folder), checkpoint.step, found)
+        kept = log_scores(RunFolder(checkpoint.run_folder), checkpoint.step, found, fewer=not one)
+        for task, n in kept.items():
+            say(f"{who} keeps its scores of {task} over {n} items; those over fewer are shown here alone", markup=False)
         lines += [line_of(checkpoint, s) for s in found]
     told: dict[str, Any] = {
         "results": lines,
