@@ -122,7 +122,7 @@ def test_shards_on_ray_survive_a_killed_actor(tiny_run: Path, tmp_path: Path) ->
     write_bundle(tmp_path / "bundles", bundle)
     checkpoints = checkpoints_of(tiny_run, "all", floor=False)
     store, calm = Store(folder=tmp_path / "a"), Store(folder=tmp_path / "calm")
-    units = units_of(checkpoints, [bundle], store)
+    units = units_of(checkpoints, [bundle], store, unit_seconds=2.0)
     assert len(units) > 2
     backend = RayBackend(ClusterSettings(cpus=2), tmp_path / "ray")
     killed: list[int] = []

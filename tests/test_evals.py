@@ -237,7 +237,7 @@ def test_checkpoints_of_a_rung_are_asked_in_one_pass(tiny_run: Path, tasks: Path
             score_missing([checkpoint.open()], bundle, calm)
             assert store.answers(checkpoint.sha256, bundle) == calm.answers(checkpoint.sha256, bundle)
     long = long_bundle()
-    units = units_of(checkpoints, [long], store)
+    units = units_of(checkpoints, [long], store, unit_seconds=2.0)
     assert len(units) > 3 and sum(len(u.who) * len(u.parts) for u in units) == 3 * len(long.shards)
 
 

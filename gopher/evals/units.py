@@ -18,8 +18,9 @@ from gopher.size import params_total
 
 UNIT_SECONDS = 30.0
 RESIDENT_PARAMETERS = 5e8  # of the checkpoints that are asked in one pass
-# What a character of text costs, from scoring small models on one core of a laptop and larger ones on one H100
-CHARACTER_SECONDS = 2e-5
+# About what scoring costs on one core or one H100
+REQUEST_SECONDS = 2.5e-3
+CHARACTER_SECONDS = 2e-6
 PARAMETER_SECONDS = {"cpu": 4e-11, "cuda": 4e-14}  # a character and parameter
 
 
@@ -45,9 +46,11 @@ class Unit:
         return tuple(c.sha256 for c in self.checkpoints)
 
 
-def units_of(checkpoints: Sequence[Checkpoint], bundles: Sequence[Bundle], store: Store) -> list[Unit]:
+def units_of(
+    checkpoints: Sequence[Checkpoint], bundles: Sequence[Bundle], store: Store, unit_seconds: float = UNIT_SECONDS
+) -> list[Unit]:
     """What the store lacks of the bundles' answers, in pieces."""
-    return [unit for group in twins(checkpoints) for unit in units_of_twins(group, bundles, store)]
+    return [unit for group in twins(checkpoints) for unit in units_of_twins(group, bundles, store, unit_seconds)]
 
 
 def twins(checkpoints: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
@@ -68,20 +71,22 @@ def in_parts(values: Sequence[Checkpoint], most: int) -> Iterator[list[Checkpoin
         yield part
 
 
-def units_of_twins(group: Sequence[Checkpoint], bundles: Sequence[Bundle], store: Store) -> Iterator[Unit]:
+def units_of_twins(
+    group: Sequence[Checkpoint], bundles: Sequence[Bundle], store: Store, unit_seconds: float
+) -> Iterator[Unit]:
     rate = CHARACTER_SECONDS + PARAMETER_SECONDS[device()] * params_total(group[0].spec.model)
     open_units: dict[tuple[Checkpoint, ...], tuple[list[Part], float]] = {}
     for bundle in bundles:
         missing = [set(store.missing(c.sha256, bundle)) for c in group]
         for number in sorted(set[int]().union(*missing)):
             span = bundle.shards[number]
-            seconds = rate * sum(bundle.new_characters[span.start : span.stop])
+            seconds = REQUEST_SECONDS * len(span) + rate * sum(bundle.new_characters[span.start : span.stop])
             asked = [c for c, own in zip(group, missing, strict=True) if number in own]
-            for who in in_parts(asked, int(UNIT_SECONDS / max(seconds, 1e-9))):
+            for who in in_parts(asked, int(unit_seconds / seconds)):
                 parts, before = open_units.pop(tuple(who), ([], 0.0))
                 parts.append(Part(task=bundle.task, bundle=bundle.key, number=number))
                 cost = before + seconds * len(who)
-                if cost >= UNIT_SECONDS:
+                if cost >= unit_seconds:
                     yield Unit(checkpoints=tuple(who), parts=tuple(parts), seconds=cost)
                 else:
                     open_units[tuple(who)] = parts, cost
