@@ -26,6 +26,11 @@ class Checkpoint:
     saved: bool  # False: the model before its first step, made from the run's seed
     tokenizer: Path | None = None  # its folder; None: below the output root that the run lies in
 
+    @property
+    def output_root(self) -> Path:
+        """Where its tokenizer lies and its answers belong."""
+        return self.tokenizer.parents[1] if self.tokenizer else self.run_folder.parents[1]
+
     def open(self) -> Rung:
         """The checkpoint, ready to be used."""
         if self.saved:

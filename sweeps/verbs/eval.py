@@ -35,7 +35,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     if one:  # its answers lie where it was trained, unless another place is named
         checkpoints = [at_home(c, root) for c in checkpoints]
         named = any(word.startswith("output_root=") for word in overrides)
-        root = root if named else checkpoints[0].tokenizer.parents[1]
+        root = root if named else checkpoints[0].output_root
     compiled = compile_exam(exam, root, say)
     store = store_of(exam, root)
     count = answer(settings, checkpoints, compiled, store, root / "evals" / "bundles")
