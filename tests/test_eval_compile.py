@@ -11,7 +11,8 @@ import pytest
 from eval_tasks import CHOICE, ROWS, write_rows, write_tasks
 
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
-from gopher.evals.items import harness_index, index_path, tasks_named
+from gopher.evals.items import tasks_named
+from gopher.evals.names import harness_index, index_path
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and its data library warn of many things
 CODED = """task: coded

@@ -5,7 +5,6 @@ Tasks are looked for in the user's folder, among our own, and only then among th
 
 import contextlib
 import io
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
-from gopher.identity import content_hash
-from gopher.record import write_atomic
+from gopher.evals.names import harness_index
 
 OWN_TASKS = Path(__file__).parent / "tasks"
 Say = Callable[[str], None]
@@ -71,35 +69,6 @@ def tasks_named(names: Sequence[str], folder: str | None, say: Say, kept: Path |
         reasons = "; ".join(f"{s.task}: {s.reason}" for s in skipped) or "no task is named"
         raise UsageError(f"no evaluation task can be read ({reasons}); name tasks whose data is here")
     return Tasks(found=found, skipped=skipped, groups=groups)
-
-
-def index_path(folder: Path) -> Path:
-    """Where the list of this version of the harness is remembered."""
-    import lm_eval
-
-    return folder / f"harness-{content_hash([lm_eval.__version__, lm_eval.__file__])[:12]}.json"
-
-
-def harness_index(kept: Path | None, say: Say) -> dict[str, Any]:
-    """Name -> entry of the harness's own tasks, groups and tags; its 14,000 files are read once for each version of it."""
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._index import Entry, Kind
-
-    path = index_path(kept) if kept else None
-    try:
-        rows = json.loads(path.read_text("utf-8")) if path else None
-    except (OSError, ValueError):  # not there yet, or damaged
-        rows = None
-    if rows is None:
-        say("reading the harness's list of tasks")
-        found = TaskManager().task_index
-        rows = {n: [e.kind.name, str(e.yaml_path) if e.yaml_path else None, sorted(e.tags)] for n, e in found.items()}
-        if path:
-            write_atomic(path, json.dumps(rows))
-    return {
-        name: Entry(name=name, kind=Kind[kind], yaml_path=Path(file) if file else None, tags=set(tags))
-        for name, (kind, file, tags) in rows.items()
-    }
 
 
 @contextlib.contextmanager
