@@ -90,4 +90,6 @@ def shown(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def history(client: Any, run: Any, name: str) -> Sequence[Any]:
-    return client.get_metric_history(run.info.run_id, name) if name in run.data.metrics else []
+    """The newest value at each step: a score that was asked for again has several."""
+    found = client.get_metric_history(run.info.run_id, name) if name in run.data.metrics else []
+    return list({m.step: m for m in sorted(found, key=lambda m: (m.step, m.timestamp))}.values())

@@ -10,7 +10,7 @@ from gopher.cache import Reader
 from gopher.checkpoint import chosen, load_for_inference, read_marker
 from gopher.errors import UsageError
 from gopher.parent import weights_hash
-from gopher.record import MARKER, RunFolder
+from gopher.record import RunFolder
 from gopher.spec import RunSpec
 from gopher.tokenizer import Tokenizer
 
@@ -61,18 +61,23 @@ def open_rung(
 
 
 def place(path: Path, step: int | None) -> tuple[Path, int | None]:
-    """(run folder, step) of a run folder or of a checkpoint folder inside it."""
-    if (path / MARKER).is_file() and path.name.isdigit():
-        path, step = path.absolute().parents[1], int(path.name) if step is None else step
+    """(run folder, step) of a run folder or of a checkpoint folder inside it, whose name may lack leading zeros."""
+    path = path.absolute()
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        path, step = path.parents[1], int(path.name) if step is None else step
     if not (path / "spec.json").is_file():
         raise UsageError(
             f"{path} is no run folder (it has no spec.json); name a folder such as outputs/runs/<key> or one of its checkpoints"
         )
-    return path.absolute(), step
+    return path, step
+
+
+def tokenizer_folder(output_root: Path, spec: RunSpec) -> Path:
+    return output_root / "tokenizers" / spec.tokenizer_key
 
 
 def tokenizer_of(run_folder: Path, spec: RunSpec, given: Path | str | None) -> Tokenizer:
-    folder = Path(given) if given else run_folder.parents[1] / "tokenizers" / spec.tokenizer_key
+    folder = Path(given) if given else tokenizer_folder(run_folder.parents[1], spec)
     if not folder.is_dir():
         raise UsageError(
             f"the run's tokenizer is not at {folder}; keep the run under its output root, or name the tokenizer's folder"

@@ -21,6 +21,7 @@ from sweeps.redact import hide_secrets
 NOTE_CHARACTERS = 8000
 ROUND = str.maketrans("[]", "()")
 EVENTS_SHOWN = 20  # in a run's description
+SCORES = "eval/"  # metrics that evaluations log, after training and again when asked otherwise
 MISSING_SHOWN = 20  # metrics named in the tag of missing numbers
 
 
@@ -93,6 +94,12 @@ class Row:
     name: str
     step: int
     value: float
+    revision: int = 0  # how often another value of this name and step was sent before
+
+    @property
+    def after_ms(self) -> int:
+        """Its time after the run's start, by which MLflow knows a repeated row and the newest of several."""
+        return self.step + self.revision
 
 
 def cost_rows(
@@ -122,6 +129,9 @@ def event_tags(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
+Sent = Mapping[str, Sequence[Any]]  # "<name> <step>" -> the last value sent and its revision
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
     """What a stretch of log adds: rows to send, last step of each metric afterwards, first step of each missing number."""
@@ -129,20 +139,32 @@ class Fresh:
     rows: tuple[Row, ...]
     steps: Mapping[str, int]
     missing: Mapping[str, int]
+    scores: Sent  # of task scores alone
 
 
-def fresh_rows(lines: bytes, steps: Mapping[str, int], missing: Mapping[str, int]) -> Fresh:
-    """Rows of whole log lines that are past the `steps` sent before; null numbers are never sent, only named."""
-    steps, missing, rows = dict(steps), dict(missing), []
+def fresh_rows(lines: bytes, steps: Mapping[str, int], missing: Mapping[str, int], scores: Sent | None = None) -> Fresh:
+    """Rows of whole log lines that are past the `steps` sent before; null numbers are never sent, only named.
+
+    Task scores come at any step and any time, and again when more items are asked: of them what differs from the last
+    value sent is new.
+    """
+    steps, missing, scores, rows = dict(steps), dict(missing), dict(scores or {}), []
     for line in lines.splitlines():
         entry = json.loads(line)
+        step = entry["step"]
         for name, value in entry["metrics"].items():
+            place = f"{name} {step}"
             if value is None:
-                missing.setdefault(name, entry["step"])
-            elif entry["step"] > steps.get(name, -1):
-                rows.append(Row(name=name, step=entry["step"], value=value))
-                steps[name] = entry["step"]
-    return Fresh(rows=tuple(rows), steps=steps, missing=missing)
+                missing.setdefault(name, step)
+            elif name.startswith(SCORES):
+                last, revision = scores.get(place, (None, -1))
+                if value != last:
+                    scores[place] = [value, revision + 1]
+                    rows.append(Row(name=name, step=step, value=value, revision=revision + 1))
+            elif step > steps.get(name, -1):
+                rows.append(Row(name=name, step=step, value=value))
+                steps[name] = step
+    return Fresh(rows=tuple(rows), steps=steps, missing=missing, scores=scores)
 
 
 def missing_text(missing: Mapping[str, int]) -> str:

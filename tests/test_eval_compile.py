@@ -11,6 +11,8 @@ import pytest
 from eval_tasks import CHOICE, ROWS, write_rows, write_tasks
 
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
+from gopher.evals.items import tasks_named
+from gopher.evals.names import harness_index, index_path
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and its data library warn of many things
 CODED = """task: coded
@@ -86,6 +88,44 @@ def test_a_seed_that_chooses_nothing_and_words_about_answers_keep_the_key(tmp_pa
     assert len(keys) == 1
     shots = {**CHOICE, "fewshot_split": "test", "num_fewshot": 2}
     assert len({compiled(tmp_path, "t", shots, seed=seed).bundles["t"].key for seed in (1, 2)}) == 2
+
+
+def test_a_seed_is_part_of_the_key_only_where_examples_are_drawn(tmp_path: Path) -> None:
+    first = {**CHOICE, "fewshot_split": "test", "num_fewshot": 2, "fewshot_config": {"sampler": "first_n"}}
+    assert len({compiled(tmp_path, "t", first, seed=seed).bundles["t"].key for seed in (1, 2)}) == 1
+
+
+def test_a_choice_without_right_options_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    folder, rows = tmp_path / "tasks", [{**row, "gold": str(row["gold"])} for row in ROWS]
+    said: list[str] = []
+    write_tasks(folder, rows=rows, tasks={"t": CHOICE})
+    for _ in range(2):
+        made = compile_tasks(["t"], str(folder), tmp_path / "b", Prompting(), said.append)
+        assert made.bundles == {} and "no right option in 20 of 20 items" in made.skipped[0].reason
+    right = [{**row, "gold": row["options"][row["gold"]] if i < 12 else "none"} for i, row in enumerate(ROWS)]
+    write_tasks(folder, rows=right, tasks={"t": CHOICE})
+    made = compile_tasks(["t"], str(folder), tmp_path / "b", Prompting(), said.append)
+    assert made.bundles and any("8 of 20 items, which count as wrong" in line for line in said)
+
+
+def test_the_harness_list_of_names_is_remembered(tmp_path: Path) -> None:
+    """What it says is used without a reading of the harness's files; names of a user's folder come before it."""
+    folder = write_tasks(tmp_path / "tasks", tasks={"colours": CHOICE})
+    theirs = write_tasks(tmp_path / "theirs", tasks={"theirs": CHOICE})
+    rows = {"theirs": ["TASK", str(theirs / "theirs.yaml"), []], "colours": ["TASK", str(tmp_path / "gone.yaml"), []]}
+    index_path(tmp_path).write_text(json.dumps(rows))
+    said: list[str] = []
+    found = tasks_named(["colours", "theirs", "unknown"], str(folder), said.append, tmp_path)
+    assert list(found.found) == ["colours", "theirs"] and [s.task for s in found.skipped] == ["unknown"]
+    assert said == []
+
+
+@pytest.mark.slow
+def test_the_harness_list_of_names_is_read_where_it_is_not_kept(tmp_path: Path) -> None:
+    index_path(tmp_path).write_text("{")
+    said: list[str] = []
+    found = [harness_index(tmp_path, said.append) for _ in range(2)]
+    assert len(found[0]) > 10_000 and found[0] == found[1] and len(said) == 1
 
 
 def test_a_field_that_documents_share_is_part_of_the_key(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from eval_tasks import CHOICE, TASKS, write_tasks
 
-from gopher.evals.answers import Answer
+from gopher.evals.answers import Answer, Scoring
 from gopher.evals.bundle import Bundle, Request
 from gopher.evals.checkpoints import Checkpoint
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
 from gopher.evals.metrics import Scored, TaskScore, paired, scored
 from gopher.evals.pairs import pairs
-from gopher.evals.scores import answer_all, scored_seeds
+from gopher.evals.scores import answer_all, labels_of, scored_seeds
 from gopher.evals.store import Store, score_missing
 from gopher.inference import open_rung
 
@@ -177,12 +177,12 @@ def test_every_damaged_shard_is_found_and_scored_again(tiny_run: Path, tmp_path:
     compiled = compiled_in(tmp_path, {"colours": CHOICE, "passages": TASKS["passages"]})
     (last,) = checkpoints_of(tiny_run, "last", floor=False)
     store = Store(folder=tmp_path / "a")
-    assert answer_all(last, [compiled], store) == 120
+    assert answer_all([last], [compiled], store) == 120
     (calm,) = scored_seeds([compiled], store, last.sha256)
     for bundle in compiled.bundles.values():
         path = store.shard_path(last.sha256, bundle, 0)
         path.write_bytes(path.read_bytes()[:-9])
-    assert answer_all(last, [compiled], store) == 120 and answer_all(last, [compiled], store) == 0
+    assert answer_all([last], [compiled], store) == 120 and answer_all([last], [compiled], store) == 0
     (again,) = scored_seeds([compiled], store, last.sha256)
     assert by_name(again) == by_name(calm)
 
@@ -225,13 +225,31 @@ def test_a_mode_of_asking_is_another_metric_and_another_answer(tiny_run: Path, t
         own: Any = lm_eval.simple_evaluate(
             GopherLM(rung=rung, **how), tasks=["colours", "short"], task_manager=manager, bootstrap_iters=0
         )
-        label = store.scoring.label
+        label = "-think" if exam.mode == "think" else ""
         assert found.scores and told[exam.mode]["colours", f"acc{label}"] == pytest.approx(
             own["results"]["colours"]["acc,none"]
         )
         assert texts == [s["resps"][0][0] for s in sorted(own["samples"]["short"], key=lambda s: s["doc_id"])]
     assert told["think"]["prose", "bpb"] == told["plain"]["prose", "bpb"]  # text is only read
+    assert (
+        told["dialogue"]["colours", "acc"] == told["plain"]["colours", "acc"]
+    )  # the dialogue is for what is generated
+    assert "exact_match-dialogue" in {metric for task, metric in told["dialogue"] if task == "short"}
     assert ("colours", "chance") in told["think"] and ("colours", "acc") not in told["think"]
+
+
+def test_chains_vote_on_what_is_generated_alone(tmp_path: Path) -> None:
+    """Options are compared behind one thought, so their metrics say nothing of chains."""
+    members = {name: {**CHOICE} for name in ("one", "two")}
+    compiled = compiled_in(tmp_path, {**members, "short": TASKS["short"], "prose": TASKS["prose"]})
+    labels = labels_of(compiled, Scoring(mode="think", chains=3))
+    assert labels == {"one": "-think", "two": "-think", "short": "-think3", "prose": ""}
+    store = Store(folder=tmp_path, scoring=Scoring(mode="think", chains=3))
+    once = Store(folder=tmp_path, scoring=Scoring(mode="think"))
+    assert store.shard_path("c", compiled.bundles["one"], 0) == once.shard_path("c", compiled.bundles["one"], 0)
+    talk, plain = Store(folder=tmp_path, scoring=Scoring(mode="dialogue")), Store(folder=tmp_path)
+    assert talk.shard_path("c", compiled.bundles["one"], 0) == plain.shard_path("c", compiled.bundles["one"], 0)
+    assert talk.shard_path("c", compiled.bundles["short"], 0) != plain.shard_path("c", compiled.bundles["short"], 0)
 
 
 def test_long_generations_are_many_shards() -> None:

@@ -3,6 +3,7 @@ On Ray: shards go to whoever is free, a killed actor loses one shard, numbers eq
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from gopher.errors import UsageError
 from gopher.evals.bundle import write_bundle
 from gopher.evals.checkpoints import checkpoints_of
 from gopher.evals.store import Store, score_missing
-from sweeps.backends.ray_evals import Shard, next_shard
+from gopher.evals.units import Part, Unit, units_of
+from gopher.record import RunFolder
+from sweeps.backends.ray_evals import next_unit
 from sweeps.compose import compose, hydra_session
 from sweeps.settings import ClusterSettings
 from sweeps.verbs import eval as verb
@@ -52,6 +55,37 @@ def test_one_checkpoint_in_json(own_run: Path, tasks: Path, capsys: pytest.Captu
     assert {r["step"] for r in early["results"]} == {10} and early["requests_scored"] == 60
 
 
+def test_a_copied_checkpoint_finds_its_tokenizer_by_output_root(
+    own_run: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written before the tokenizer is found; answers are kept below the output root that is named."""
+    copied = shutil.copytree(own_run, tmp_path / "elsewhere" / "mine")
+    words = [f"checkpoint={copied / 'checkpoints' / '00020'}", "tasks=[colours]", f"tasks_path={tasks}", "format=json"]
+    with hydra_session(), pytest.raises(UsageError, match="name the output root"):
+        verb.run(compose, [*words, f"output_root={tmp_path / 'nothing'}"])
+    assert not (tmp_path / "evals").exists() and not (tmp_path / "nothing").exists()
+    root = own_run.parents[1]
+    first = told([*words, f"output_root={root}"], capsys)
+    assert {r["step"] for r in first["results"]} == {0, 20} and list((root / "evals" / "answers").iterdir())
+    with hydra_session(), pytest.raises(UsageError, match="no checkpoint of step 7"):
+        verb.run(compose, [f"checkpoint={copied / 'checkpoints' / '7'}", *words[1:]])
+
+
+def test_a_quick_look_at_one_checkpoint_replaces_no_scores_of_more_items(
+    own_run: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"checkpoint={own_run}", "tasks=[colours]", f"tasks_path={tasks}", "format=json", "evals.floor=false"]
+    told([*words, "evals.limit=10"], capsys)
+    whole = told(words, capsys)
+    few = told([*words, "evals.limit=4"], capsys)
+    assert [{r["n"] for r in one["results"]} for one in (whole, few)] == [{20}, {4}]
+    series = RunFolder(own_run).metrics()
+    assert series["eval/colours.items"][20] == 20
+    assert series["eval/colours.gold_bpb"][20] == next(
+        r["value"] for r in whole["results"] if r["metric"] == "gold_bpb"
+    )
+
+
 def test_wrong_words_are_told(tiny_run: Path, tmp_path: Path) -> None:
     with hydra_session():
         with pytest.raises(UsageError, match="needs tasks"):
@@ -64,16 +98,17 @@ def test_wrong_words_are_told(tiny_run: Path, tmp_path: Path) -> None:
             verb.run(compose, ["sweep=demo", "tasks=[a]", f"output_root={tmp_path}"])
 
 
-def shard(checkpoint: Any, number: int) -> Shard:
-    return Shard(checkpoint=checkpoint, task="t", bundle="b", number=number)
+def unit(number: int, *checkpoints: Any) -> Unit:
+    return Unit(checkpoints=checkpoints, parts=(Part(task="t", bundle="b", number=number),), seconds=1.0)
 
 
-def test_a_free_actor_keeps_its_checkpoint_then_helps_where_most_is_left(tiny_run: Path) -> None:
+def test_a_free_actor_keeps_its_checkpoints_then_helps_where_most_is_left(tiny_run: Path) -> None:
     floor, early, late = checkpoints_of(tiny_run, "all", floor=True)
-    waiting = [shard(floor, 0), shard(early, 0), shard(early, 1), shard(late, 0)]
-    assert next_shard(waiting, late.sha256, [late.sha256]) == shard(late, 0)
-    assert next_shard(waiting, None, []) == shard(early, 0)
-    assert next_shard(waiting, None, [early.sha256, early.sha256]) == shard(floor, 0)
+    waiting = [unit(0, floor), unit(0, early), unit(1, early), unit(0, late, early)]
+    own, other = (late.sha256, early.sha256), (early.sha256,)
+    assert next_unit(waiting, own, [own]) == waiting[3]
+    assert next_unit(waiting, None, []) == waiting[1]
+    assert next_unit(waiting, None, [other, other]) == waiting[0]
 
 
 @pytest.mark.ray
@@ -86,12 +121,9 @@ def test_shards_on_ray_survive_a_killed_actor(tiny_run: Path, tmp_path: Path) ->
     bundle = long_bundle()
     write_bundle(tmp_path / "bundles", bundle)
     checkpoints = checkpoints_of(tiny_run, "all", floor=False)
-    shards = [
-        Shard(checkpoint=c, task=bundle.task, bundle=bundle.key, number=i)
-        for c in checkpoints
-        for i in range(len(bundle.shards))
-    ]
     store, calm = Store(folder=tmp_path / "a"), Store(folder=tmp_path / "calm")
+    units = units_of(checkpoints, [bundle], store, unit_seconds=2.0)
+    assert len(units) > 2
     backend = RayBackend(ClusterSettings(cpus=2), tmp_path / "ray")
     killed: list[int] = []
 
@@ -104,7 +136,7 @@ def test_shards_on_ray_survive_a_killed_actor(tiny_run: Path, tmp_path: Path) ->
             killed.append(left)
 
     try:
-        score_on_ray(backend.ray, shards, tmp_path / "bundles", store, 2, 0, done)
+        score_on_ray(backend.ray, units, tmp_path / "bundles", store, 2, 0, done)
     finally:
         backend.close()
     assert killed

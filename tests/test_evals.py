@@ -24,7 +24,8 @@ from gopher.evals.compile import Prompting, compile_tasks
 from gopher.evals.exam import Exam
 from gopher.evals.metrics import bits_per_byte, choice_values, over_seeds, paired, scored
 from gopher.evals.ratios import ratio_error
-from gopher.evals.store import Store, score_missing
+from gopher.evals.store import Store, claimed, score_missing
+from gopher.evals.units import Scorer, units_of
 from gopher.inference import open_rung
 from gopher.tokenizer import Tokenizer
 
@@ -137,7 +138,8 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[3])
 from test_evals import long_bundle
-from gopher.evals.store import Store, score_missing
+from gopher.evals.store import Store, claimed, score_missing
+from gopher.evals.units import Scorer, units_of
 from gopher.inference import open_rung
 score_missing([open_rung(sys.argv[1])], long_bundle(), Store(folder=Path(sys.argv[2])))
 """
@@ -158,6 +160,38 @@ def test_a_kill_loses_one_shard_and_nothing_is_scored_twice(tiny_run: Path, tmp_
     calm = Store(folder=tmp_path / "calm")
     score_missing([rung], bundle, calm)
     assert store.answers(rung.sha256, bundle) == calm.answers(rung.sha256, bundle)
+
+
+AT_ONCE = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[3])
+from test_evals import long_bundle
+from gopher.evals.store import Store, claimed, score_missing
+from gopher.evals.units import Scorer, units_of
+from gopher.inference import open_rung
+print(score_missing([open_rung(sys.argv[1])], long_bundle(), Store(folder=Path(sys.argv[2]))))
+"""
+
+
+def test_two_processes_at_once_score_nothing_twice(tiny_run: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", AT_ONCE, str(tiny_run), str(tmp_path), str(Path(__file__).parent)]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    counts = [int(process.communicate()[0]) for process in both]
+    bundle, store, rung = long_bundle(), Store(folder=tmp_path), open_rung(tiny_run)
+    assert sum(counts) == len(bundle.requests) and store.missing(rung.sha256, bundle) == []
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_shard_that_another_process_is_at_is_left_to_it(tiny_run: Path, tasks: Path, tmp_path: Path) -> None:
+    bundle = compiled_in(tmp_path / "b", tasks, "colours").bundles["colours"]
+    store, rung = Store(folder=tmp_path / "a"), open_rung(tiny_run)
+    path = store.shard_path(rung.sha256, bundle, 0)
+    with claimed(path, wait=False) as own:
+        assert own and score_missing([rung], bundle, store, wait=False) == 0
+    assert score_missing([rung], bundle, store, wait=False) == len(bundle.requests)  # nobody has finished it
 
 
 def test_a_damaged_shard_is_told_and_scored_again(tiny_run: Path, tasks: Path, tmp_path: Path) -> None:
@@ -188,6 +222,24 @@ def test_no_checkpoint_gets_the_answers_of_another(tiny_run: Path, tasks: Path, 
     assert [c.sha256 for c in moved] == [late.sha256] and store.missing(moved[0].sha256, bundle) == []
     with pytest.raises(UsageError, match="no checkpoint of step 7"):
         checkpoints_of(tiny_run, [7], floor=False)
+
+
+def test_checkpoints_of_a_rung_are_asked_in_one_pass(tiny_run: Path, tasks: Path, tmp_path: Path) -> None:
+    """Small tasks and all checkpoints are one piece, what is there is left out, long tasks are cut; numbers stay the same."""
+    bundles = list(compiled_in(tmp_path / "b", tasks).bundles.values())
+    store, calm = Store(folder=tmp_path / "a"), Store(folder=tmp_path / "calm")
+    checkpoints = checkpoints_of(tiny_run, "all", floor=True)
+    (unit,) = units_of([*checkpoints, checkpoints[0]], bundles, store)
+    assert unit.checkpoints == tuple(checkpoints) and len(unit.parts) == len(bundles)
+    assert Scorer(tmp_path / "b", store).score(unit) == 3 * sum(len(b.requests) for b in bundles)
+    assert units_of(checkpoints, bundles, store) == []
+    for checkpoint in checkpoints:
+        for bundle in bundles:
+            score_missing([checkpoint.open()], bundle, calm)
+            assert store.answers(checkpoint.sha256, bundle) == calm.answers(checkpoint.sha256, bundle)
+    long = long_bundle()
+    units = units_of(checkpoints, [long], store, unit_seconds=2.0)
+    assert len(units) > 3 and sum(len(u.who) * len(u.parts) for u in units) == 3 * len(long.shards)
 
 
 @pytest.mark.parametrize("preset", ["lossless", "gopher"])

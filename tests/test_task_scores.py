@@ -1,10 +1,12 @@
 """What `gopher eval` logs to MLflow comes back as task scores: errors, chance and the untrained model beside each value."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from logged_study import queued_folder, study_spec
 
+from analysis.points import training_runs
 from analysis.task_scores import category_of, scores_from_mlflow, shown
 from gopher.evals.metrics import TaskScore
 from gopher.evals.scores import log_scores
@@ -51,6 +53,33 @@ def test_scores_come_back_with_their_errors_chance_and_floor(uri: str) -> None:
     assert {s.metric for s in found} == {"acc", "gold_bpb"}
     assert {s.n for s in found} == {100}
     assert not any(s.higher_is_better or s.chance for s in found if s.metric == "gold_bpb")
+
+
+def test_the_newest_scores_are_shown_and_a_floor_that_comes_later(tmp_path: Path) -> None:
+    folder = queued_folder(tmp_path, study_spec("54k", 0))
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "demo", tmp_path / "mlartifacts", ("54k",))
+    tracker.open_sweep("")
+    for step, acc in ((600, 0.31), (600, 0.28), (0, 0.24)):  # fewer items, all of them, the untrained model
+        log_scores(folder, step, lines(acc))
+        assert tracker.flush([folder], 10) is None
+    (folder.path / "mlflow.json").unlink()  # all of it is sent again, and changes nothing
+    again = Tracker(tracker.uri, "demo", tmp_path / "mlartifacts", ("54k",))
+    again.open_sweep("")
+    assert again.flush([folder], 10) is None
+    found = [s for s in scores_from_mlflow(tracker.uri, "demo") if (s.task, s.metric) == ("mmlu_anatomy", "acc")]
+    assert [(s.step, s.value, s.untrained) for s in found] == [(0, 0.24, True), (600, 0.28, False)]
+    (run,) = training_runs(tracker.uri, "demo")
+    assert run.data.metrics["eval/mmlu_anatomy.acc"] == 0.28  # what fits read
+
+
+def test_fewer_items_replace_scores_only_where_they_may(tmp_path: Path) -> None:
+    folder = queued_folder(tmp_path, study_spec("54k", 0))
+    few = [replace(line, n=4, value=1.0) for line in lines(0.3)]
+    assert log_scores(folder, 600, lines(0.3)) == {}
+    assert log_scores(folder, 600, few, fewer=False)["mmlu_anatomy"] == 100
+    assert folder.metrics()["eval/mmlu_anatomy.acc"] == {600: 0.3}
+    assert log_scores(folder, 600, few) == {}
+    assert folder.metrics()["eval/mmlu_anatomy.acc"] == {600: 1.0} and folder.last("eval/mmlu_anatomy.items") == 4
 
 
 def test_the_table_is_an_artifact_of_the_run(uri: str) -> None:

@@ -114,6 +114,18 @@ def test_a_repeated_step_is_not_sent_again() -> None:
     ]
 
 
+def test_a_task_score_is_sent_whenever_it_has_changed() -> None:
+    """Floors and earlier steps come after the last step, and the same step again over more items."""
+    log = [log_line(9, **{"eval/t.acc": 0.5}), log_line(0, **{"eval/t.acc": 0.2}), log_line(9, **{"eval/t.acc": 0.5})]
+    log += [log_line(9, **{"eval/t.acc": 0.6}), log_line(9, **{"eval/t.acc": 0.5})]
+    whole = fresh_rows(b"".join(log), {"eval/t.acc": 9}, {})
+    assert [(r.step, r.value, r.after_ms) for r in whole.rows] == [(9, 0.5, 9), (0, 0.2, 0), (9, 0.6, 10), (9, 0.5, 11)]
+    for cut in range(len(log)):  # what was sent is kept as JSON between two readings
+        first = fresh_rows(b"".join(log[:cut]), {}, {})
+        second = fresh_rows(b"".join(log[cut:]), {}, {}, json.loads(json.dumps(first.scores)))
+        assert first.rows + second.rows == whole.rows
+
+
 def test_cost_is_told_only_where_its_prices_are_known() -> None:
     cpu, gpu = (
         Placement(data_dir="d", workers=2, threads_per_worker=3),

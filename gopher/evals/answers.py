@@ -3,8 +3,9 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,18 @@ class Scoring:
     seed: int = 0  # of sampled generations
     mode: str = "plain"  # of `gopher.evals.exam.MODES`
     chains: int = 1
+
+    def of(self, kinds: Collection[str]) -> "Scoring":
+        """What of this matters to requests of these kinds: documents are only read, options are compared and not voted
+        on, and the dialogue's prompt stands before what is generated."""
+        generated = GENERATE in kinds
+        thinks = self.mode == "think" and (generated or LIKELIHOOD in kinds)
+        return Scoring(
+            stride=self.stride if ROLLING in kinds else None,
+            seed=self.seed if generated else 0,
+            mode=self.mode if generated or thinks else "plain",
+            chains=self.chains if generated else 1,
+        )
 
     @property
     def label(self) -> str:
@@ -90,47 +103,66 @@ class Encoder:
         return begin, whole[len(begin) :]
 
 
-def answer(rung: Rung, requests: Sequence[Request], first: int, scoring: Scoring, encoder: Encoder) -> list[Answer]:
-    """The answer to each request, in order; `first` is the place of the first one in its bundle."""
-    kinds: defaultdict[str, list[int]] = defaultdict(list)
-    for i, request in enumerate(requests):
-        kinds[request.kind].append(i)
-    out: list[Answer | None] = [None] * len(requests)
-    for kind, members in kinds.items():
-        found = ANSWERS[kind](rung, {first + i: requests[i] for i in members}, scoring, encoder)
-        for i, one in zip(members, found, strict=True):
-            out[i] = one
-    return [one for one in out if one is not None]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """Requests of one kind by their place in the bundle, and their tokens: the same for every checkpoint of a pass."""
+
+    requests: Mapping[int, Request]
+    encoder: Encoder
+
+    @cached_property
+    def pairs(self) -> list[tuple[Ids, Ids]]:
+        return [self.encoder.pair(r.context, r.continuation) for r in self.requests.values()]
+
+    @cached_property
+    def documents(self) -> list[Ids]:
+        return [self.encoder.encode(r.context) for r in self.requests.values()]
 
 
-def likelihoods(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
-    contexts = concluded(rung, [r.context for r in requests.values()], scoring)
-    pairs = [encoder.pair(contexts.get(r.context, r.context), r.continuation) for r in requests.values()]
+def answer(
+    rungs: Sequence[Rung], requests: Sequence[Request], first: int, scoring: Scoring, encoder: Encoder
+) -> Iterator[list[Answer]]:
+    """Each checkpoint's answers to the requests, in order; `first` is the place of the first request in its bundle.
+
+    The checkpoints share the encoder's tokenizer.
+    """
+    kinds: defaultdict[str, dict[int, Request]] = defaultdict(dict)
+    for i, request in enumerate(requests, first):
+        kinds[request.kind][i] = request
+    asked = {kind: Asked(requests=own, encoder=encoder) for kind, own in kinds.items()}
+    for rung in rungs:
+        found = {
+            i: one
+            for kind, own in asked.items()
+            for i, one in zip(own.requests, ANSWERS[kind](rung, own, scoring.of([kind])), strict=True)
+        }
+        yield [found[i] for i in sorted(found)]
+
+
+def likelihoods(rung: Rung, asked: Asked, scoring: Scoring) -> list[Answer]:
+    pairs = asked.pairs
+    if scoring.mode == "think":
+        requests = asked.requests.values()
+        contexts = concluded(rung, [r.context for r in requests], scoring)
+        pairs = [asked.encoder.pair(contexts.get(r.context, ""), r.continuation) for r in requests]
     return [of_score(s) for s in score_long(rung.reader, pairs)]
 
 
 def concluded(rung: Rung, contexts: Sequence[str], scoring: Scoring) -> dict[str, str]:
-    """Context -> with what was thought behind it, once whatever its options; nothing in other modes."""
-    if scoring.mode != "think":
-        return {}
+    """Context -> with what was thought behind it, once whatever its options."""
     distinct = [context for context in dict.fromkeys(contexts) if context]
-    thinking = replace(scoring.thinking(rung), chains=1)  # greedy: options are compared, not voted on
-    return dict(zip(distinct, thought_through(rung, distinct, thinking)[0], strict=True))
+    return dict(zip(distinct, thought_through(rung, distinct, scoring.thinking(rung))[0], strict=True))
 
 
-def rolling(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
-    documents = [encoder.encode(r.context) for r in requests.values()]
-    found = score_documents(
-        rung.reader,
-        documents,
-        first_token=rung.tokenizer.eos,
-        stride=scoring.stride or rung.context,
-    )
+def rolling(rung: Rung, asked: Asked, scoring: Scoring) -> list[Answer]:
+    stride = scoring.stride or rung.context
+    found = score_documents(rung.reader, asked.documents, first_token=rung.tokenizer.eos, stride=stride)
     return [of_score(s) for s in found]
 
 
-def generations(rung: Rung, requests: Mapping[int, Request], scoring: Scoring, encoder: Encoder) -> list[Answer]:
+def generations(rung: Rung, asked: Asked, scoring: Scoring) -> list[Answer]:
     """Sampled by the place of a request in its bundle, so that no cut into shards shows."""
+    requests = asked.requests
     groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, request in requests.items():
         groups[how(json.loads(request.options), rung.context // 2)].append(i)

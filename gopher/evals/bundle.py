@@ -58,17 +58,24 @@ class Bundle:
     @cached_property
     def shards(self) -> list[range]:
         """Ranges of requests, whole documents each, of about `SHARD_CHARACTERS` new characters."""
-        cuts, size, before = [0], 0, ""
+        cuts, size = [0], 0
         for i, request in enumerate(self.requests):
-            new_document = i > 0 and request.doc_id != self.requests[i - 1].doc_id
-            if new_document and size >= SHARD_CHARACTERS:
+            if i > 0 and request.doc_id != self.requests[i - 1].doc_id and size >= SHARD_CHARACTERS:
                 cuts.append(i)
                 size = 0
-            same = 0 if request.context is before else common_length(before, request.context)
-            size += (0 if request.context is before else len(request.context) - same) + len(request.continuation)
-            size += request.new_tokens * GENERATED_CHARACTERS
-            before = request.context
+            size += self.new_characters[i]
         return [range(a, b) for a, b in zip(cuts, [*cuts[1:], len(self.requests)], strict=True)]
+
+    @cached_property
+    def new_characters(self) -> list[int]:
+        """Of each request what is to be scored: what the request before does not begin with, and what is generated."""
+        out, before = [], ""
+        for request in self.requests:
+            repeated = request.context is before
+            new = 0 if repeated else len(request.context) - common_length(before, request.context)
+            out.append(new + len(request.continuation) + request.new_tokens * GENERATED_CHARACTERS)
+            before = request.context
+        return out
 
 
 def common_length(a: str, b: str) -> int:

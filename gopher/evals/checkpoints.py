@@ -1,7 +1,7 @@
 """The checkpoints of a run that are to be scored, known by their content before anything is loaded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from gopher.cache import Reader
 from gopher.checkpoint import chosen, read_marker, steps_in
 from gopher.errors import UsageError
 from gopher.identity import content_hash
-from gopher.inference import Rung, open_rung, place, tokenizer_of
+from gopher.inference import Rung, open_rung, place, tokenizer_folder, tokenizer_of
 from gopher.model import Transformer, initialise
 from gopher.parent import weights_hash
 from gopher.record import RunFolder
@@ -24,12 +24,17 @@ class Checkpoint:
     step: int
     sha256: str
     saved: bool  # False: the model before its first step, made from the run's seed
+    tokenizer: Path | None = None  # its folder; None: below the output root that the run lies in
+
+    @property
+    def output_root(self) -> Path:
+        """Where its tokenizer lies and its answers belong."""
+        return self.tokenizer.parents[1] if self.tokenizer else self.run_folder.parents[1]
 
     def open(self) -> Rung:
         """The checkpoint, ready to be used."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.saved:
-            return open_rung(self.run_folder, step=self.step, device=device)
+            return open_rung(self.run_folder, step=self.step, tokenizer=self.tokenizer, device=device())
         model = Transformer(self.spec.model)
         with torch.no_grad():
             values = ((name, p.data.view(-1), 0) for name, p in model.named_parameters())
@@ -38,9 +43,14 @@ class Checkpoint:
             spec=self.spec,
             step=0,
             sha256=self.sha256,
-            reader=Reader(model.to(device).requires_grad_(False)),
-            tokenizer=tokenizer_of(self.run_folder, self.spec, None),
+            reader=Reader(model.to(device()).requires_grad_(False)),
+            tokenizer=tokenizer_of(self.run_folder, self.spec, self.tokenizer),
         )
+
+
+def device() -> str:
+    """What this process scores on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def checkpoints_of(path: Path, steps: str | Sequence[int], floor: bool) -> list[Checkpoint]:
@@ -61,6 +71,22 @@ def checkpoints_of(path: Path, steps: str | Sequence[int], floor: bool) -> list[
     if floor and out[0].step > 0 and spec.parent is None:
         out.insert(0, saved(run_folder, spec, chosen(folder, 0)) if 0 in kept else untrained(run_folder, spec))
     return out
+
+
+def at_home(checkpoint: Checkpoint, output_root: Path) -> Checkpoint:
+    """A checkpoint that may have been copied out of its output root, with its tokenizer: beside the run, else below `output_root`.
+
+    Raises `UsageError` when it is in neither.
+    """
+    roots = (checkpoint.run_folder.parents[1], output_root)
+    folders = [tokenizer_folder(root, checkpoint.spec) for root in roots]
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    if found is None:
+        raise UsageError(
+            f"the tokenizer of {checkpoint.run_folder} is neither {folders[0]} nor {folders[1]}; "
+            "name the output root that the run was trained in with output_root=DIR"
+        )
+    return replace(checkpoint, tokenizer=found)
 
 
 def saved(run_folder: Path, spec: RunSpec, path: Path) -> Checkpoint:

@@ -21,6 +21,7 @@ from gopher.identity import content_hash
 
 PROMPT_VERSION = 2  # raise it when the same task begins to be rendered otherwise
 
+NO_OPTION = -100  # the harness's own
 KINDS = (LIKELIHOOD, ROLLING, GENERATE)
 SHARED_TEXTS = ("cluster", "article", "passage", "story")  # fields of documents that several questions are asked about
 
@@ -53,7 +54,7 @@ def compile_tasks(
     names: Sequence[str], tasks_path: str | None, folder: Path, prompting: Prompting, say: Say = lambda message: None
 ) -> Compiled:
     """The bundles of the named tasks and groups, from `folder` where it has them. Raises `UsageError` when none can be read."""
-    loaded = tasks_named(names, tasks_path, say)
+    loaded = tasks_named(names, tasks_path, say, folder)
     bundles, skipped, rendered = {}, list(loaded.skipped), 0
     for name, task in loaded.found.items():
         try:
@@ -63,7 +64,7 @@ def compile_tasks(
             bundle = read_bundle(folder, name, key)
             if bundle is None:
                 say(f"rendering {name}")
-                bundle = Bundle(task=name, key=key, made_of=made_of, requests=render(task, prompting))
+                bundle = Bundle(task=name, key=key, made_of=made_of, requests=render(task, prompting, say))
                 write_bundle(folder, bundle)
                 rendered += 1
         except OSError:
@@ -118,11 +119,18 @@ def origin(task: Any, prompting: Prompting) -> dict[str, Any]:
         "documents": documents_hash(task, prompting.limit),
         "examples": sha256_of([dict(doc) for doc in examples or []]),
         "shots": shots,
-        "seed": prompting.seed if shots else None,  # chooses examples, and nothing else
+        "seed": prompting.seed if shots and draws(task) else None,  # chooses examples, and nothing else
         "limit": prompting.limit,
         "prompt_version": PROMPT_VERSION,
         "harness": lm_eval.__version__,
     }
+
+
+def draws(task: Any) -> bool:
+    """Whether examples are drawn by seed; the harness has one other way, to take the first."""
+    from lm_eval.api.samplers import FirstNSampler
+
+    return type(getattr(task, "sampler", None)) is not FirstNSampler
 
 
 def documents_hash(task: Any, limit: int | None) -> str:
@@ -154,12 +162,14 @@ def code_hash(code: Any) -> str:
     return f"{name} {hashlib.sha256(text).hexdigest()}"
 
 
-def render(task: Any, prompting: Prompting) -> tuple[Request, ...]:
-    """Every request of the task, in the order of its documents."""
+def render(task: Any, prompting: Prompting, say: Say) -> tuple[Request, ...]:
+    """Every request of the task, in the order of its documents. Raises `GopherError` where no item has a right option."""
     with quiet():
         task.build_all_requests(limit=prompting.limit)
     out = []
-    golds = {doc_id: gold_of(task, doc) for doc_id, doc in task.doc_iterator(limit=prompting.limit)}
+    targets = {doc_id: target_of(task, doc) for doc_id, doc in task.doc_iterator(limit=prompting.limit)}
+    check_targets(task, [target for target in targets.values() if target is not None], say)
+    golds = {doc_id: target if known(target) else None for doc_id, target in targets.items()}
     for instance in task.instances:
         if instance.request_type not in KINDS or len(instance.args) > 2:
             raise GopherError(f"{task.config.task} asks for {instance.request_type}, which is not text in, text out")
@@ -180,14 +190,33 @@ def render(task: Any, prompting: Prompting) -> tuple[Request, ...]:
     return tuple(out)
 
 
-def gold_of(task: Any, doc: Any) -> int | None:
-    """The idx of the right option of a multiple choice; None where the task names none, or several."""
+def target_of(task: Any, doc: Any) -> Any:
+    """What a multiple choice names as right, as the harness reads it: an idx, `NO_OPTION` where it fits none, or several idxs."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     choices = task.doc_to_choice(doc)
-    gold = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-    return gold if isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(choices) else None
+    if isinstance(gold, str):
+        return choices.index(gold) if gold in choices else NO_OPTION
+    if isinstance(gold, int) and not isinstance(gold, bool):
+        return gold if 0 <= gold < len(choices) else NO_OPTION
+    return gold
+
+
+def known(target: Any) -> bool:
+    """Whether there is one right option."""
+    return isinstance(target, int) and not isinstance(target, bool) and target != NO_OPTION
+
+
+def check_targets(task: Any, targets: Sequence[Any], say: Say) -> None:
+    """Raises `GopherError` where every item would silently score 0. A task that reads its answers itself may know better."""
+    lost = sum(type(target) is int and target == NO_OPTION for target in targets)
+    if not lost or callable(task.config.process_results):
+        return
+    problem = f"{task.config.task} has no right option in {lost} of {len(targets)} items"
+    if lost == len(targets):
+        raise GopherError(f"{problem}; its doc_to_target must give the option's number or its text: check it")
+    say(f"{problem}, which count as wrong; check its doc_to_target")
 
 
 def cluster_field(task: Any) -> str | None:

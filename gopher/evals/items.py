@@ -13,6 +13,7 @@ from typing import Any
 
 from gopher.errors import UsageError
 from gopher.evals.cures import cured, offline_if_unreachable
+from gopher.evals.names import harness_index
 
 OWN_TASKS = Path(__file__).parent / "tasks"
 Say = Callable[[str], None]
@@ -40,8 +41,11 @@ class Tasks:
     groups: dict[str, Any] = field(default_factory=dict)  # the harness's groups among the names
 
 
-def tasks_named(names: Sequence[str], folder: str | None, say: Say) -> Tasks:
-    """Raises `UsageError` when not one of them can be loaded."""
+def tasks_named(names: Sequence[str], folder: str | None, say: Say, kept: Path | None = None) -> Tasks:
+    """The named tasks; the list of the harness's thousands is remembered in the folder `kept`.
+
+    Raises `UsageError` when not one of them can be loaded.
+    """
     from lm_eval.tasks import TaskManager
 
     for talkative in ("lm_eval", "huggingface_hub"):  # they remark on every task and on every try
@@ -50,8 +54,8 @@ def tasks_named(names: Sequence[str], folder: str | None, say: Say) -> Tasks:
     manager = TaskManager(include_path=folders, include_defaults=False)
     if any(name not in manager.all_tasks for name in names):
         offline_if_unreachable()
-        say("reading the harness's list of tasks")
-        manager = TaskManager(include_path=folders)
+        manager._index = harness_index(kept, say) | manager._index  # what a new manager takes many seconds to find out
+        manager._all_tasks = sorted(manager._index)
     found: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     skipped = []

@@ -12,12 +12,14 @@ from typing import Any
 
 from gopher.errors import GopherError, UsageError
 from gopher.evals.answers import Scoring
+from gopher.evals.bundle import Bundle
 from gopher.evals.checkpoints import Checkpoint, checkpoints_of
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
 from gopher.evals.exam import Exam
 from gopher.evals.items import Say, Skipped
-from gopher.evals.metrics import Scored, TaskScore, named, over_seeds, scored
-from gopher.evals.store import Encoders, Store, asks, score_missing
+from gopher.evals.metrics import Scored, TaskScore, members_of, named, over_seeds, scored
+from gopher.evals.store import Store
+from gopher.evals.units import Scorer, Unit, units_of
 from gopher.record import RunFolder, write_atomic
 
 
@@ -45,8 +47,20 @@ def scored_seeds(compiled: Sequence[Compiled], store: Store, sha256: str) -> lis
         if lost := [name for name, own in answers.items() if own is None]:
             raise GopherError(f"answers of {lost[0]} are gone from {store.folder}; run the same command again")
         found = scored(one, {name: own for name, own in answers.items() if own is not None})
-        out.append(named(found, store.scoring.label, {n for n, b in one.bundles.items() if not asks(b)}))
+        labels = labels_of(one, store.scoring)
+        for label in sorted({*labels.values()} - {""}):
+            found = named(found, label, {name for name, own in labels.items() if own != label})
+        out.append(found)
     return out
+
+
+def labels_of(compiled: Compiled, scoring: Scoring) -> dict[str, str]:
+    """Task or group -> what its metrics are named after; a group of tasks that are asked in several ways has the whole name."""
+    labels = {name: scoring.of(bundle.kinds).label for name, bundle in compiled.bundles.items()}
+    for group, members in compiled.groups.items():
+        own = {labels[name] for name in members_of(members) if name in labels}
+        labels[group] = own.pop() if len(own) == 1 else scoring.label
+    return labels
 
 
 # ---- one run in this process
@@ -60,12 +74,11 @@ def score_run(run_folder: Path, exam: Exam) -> None:
     folder, root = RunFolder(run_folder), run_folder.absolute().parents[1]
     checkpoints = checkpoints_of(run_folder, "last", exam.floor)
     store = store_of(exam, root)
-    encoders: Encoders = {}
     for name in folder.unscored(exam.tasks, exam.key):
         compiled, skipped = compiled_or_reason(exam, name, root)
         lines: list[TaskScore] = []
+        answer_all(checkpoints, compiled, store)
         for checkpoint in checkpoints if compiled else []:
-            answer_all(checkpoint, compiled, store, encoders)
             found = scored_seeds(compiled, store, checkpoint.sha256)
             lines = over_seeds([s.scores for s in found])
             skipped += [s for s in found[0].skipped if checkpoint is checkpoints[-1]]
@@ -83,32 +96,46 @@ def compiled_or_reason(exam: Exam, name: str, root: Path) -> tuple[list[Compiled
     return (compiled if compiled[0].bundles else []), list(compiled[0].skipped)
 
 
-def answer_all(
-    checkpoint: Checkpoint, compiled: Sequence[Compiled], store: Store, encoders: Encoders | None = None
-) -> int:
-    """Requests that had to be scored for the store to have all answers; damaged shards are found here, and scored again."""
-    bundles = {bundle.key: bundle for one in compiled for bundle in one.bundles.values()}
-    lacking = [bundle for bundle in bundles.values() if store.answers(checkpoint.sha256, bundle) is None]
-    if not lacking:
-        return 0
-    rung = checkpoint.open()
-    return sum(score_missing([rung], bundle, store, encoders=encoders) for bundle in lacking)
+def answer_all(checkpoints: Sequence[Checkpoint], compiled: Sequence[Compiled], store: Store) -> int:
+    """Requests that had to be scored in this process for the store to have all answers."""
+    scorer = Scorer(store.folder, store, {bundle.key: bundle for bundle in bundles_of(compiled)})
+    return sum(scorer.score(unit, wait=True) for unit in lacking(checkpoints, compiled, store))
+
+
+def lacking(checkpoints: Sequence[Checkpoint], compiled: Sequence[Compiled], store: Store) -> list[Unit]:
+    """What is still to be scored; damaged shards are found here."""
+    bundles = bundles_of(compiled)
+    for sha256 in {c.sha256 for c in checkpoints}:
+        for bundle in bundles:
+            store.holds(sha256, bundle)
+    return units_of(checkpoints, bundles, store)
+
+
+def bundles_of(compiled: Sequence[Compiled]) -> list[Bundle]:
+    """Those of all few-shot seeds, each once."""
+    return list({bundle.key: bundle for one in compiled for bundle in one.bundles.values()}.values())
 
 
 # ---- into the record
 
 
-def log_scores(folder: RunFolder, step: int, lines: Sequence[TaskScore]) -> None:
-    """Metric rows of one checkpoint, unless the log has just these."""
+def log_scores(folder: RunFolder, step: int, lines: Sequence[TaskScore], *, fewer: bool = True) -> dict[str, int]:
+    """Metric rows of one checkpoint, unless the log has just these.
+
+    Without `fewer`, a task that the log has scores of over more items keeps these: it is returned with their number.
+    """
+    known, items = folder.metrics(), items_of(lines)
+    logged = {task: int(known.get(f"eval/{task}.items", {}).get(step) or 0) for task in items}
+    kept = {} if fewer else {task: n for task, n in logged.items() if n > items[task]}
     values: dict[str, float | None] = {}
-    for line in lines:
+    for line in (line for line in lines if line.task not in kept):
         values[f"eval/{line.task}.{line.metric}"] = line.value
         if line.stderr is not None:
             values[f"eval/{line.task}.{line.metric}_stderr"] = line.stderr
-    values |= {f"eval/{task}.items": float(n) for task, n in items_of(lines).items()}
-    known = folder.metrics()
+    values |= {f"eval/{task}.items": float(n) for task, n in items.items() if task not in kept}
     if any(known.get(name, {}).get(step) != value for name, value in values.items()):
         folder.log(step, values)
+    return kept
 
 
 def items_of(lines: Sequence[TaskScore]) -> dict[str, int]:

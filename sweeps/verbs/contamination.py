@@ -129,7 +129,7 @@ def subset_scores(
     checkpoint = checkpoints_of(Path(tree["checkpoint"] or folder), "last", floor=False)[-1]
     say(f"scoring {checkpoint.spec.rung} after {checkpoint.step} steps on them")
     compiled, store = compile_exam(exam, root, say), store_of(exam, root)
-    answer_all(checkpoint, compiled, store)
+    answer_all([checkpoint], compiled, store)
     (found,) = scored_seeds(compiled, store, checkpoint.sha256)
     out: dict[str, dict[str, Any]] = {}
     members: dict[Any, bool | None] = {(task, doc): flag for task, own in flags.items() for doc, flag in own.items()}

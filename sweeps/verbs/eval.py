@@ -7,7 +7,6 @@ from typing import Any
 
 from gopher.errors import UsageError
 from gopher.record import RunFolder
-from sweeps.backends.ray_evals import Shard, score_on_ray
 from sweeps.screen import console, table
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn
@@ -15,11 +14,11 @@ from sweeps.track import Tracker, version_of
 from sweeps.verbs.compress import sweep_folders
 
 PATIENCE_SECONDS = 60.0
-IN_PROCESS_SHARDS = 8  # fewer are scored before Ray has started
+IN_PROCESS_SECONDS = 40.0  # of scoring, about: less is done before Ray and its actors have started
 
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
-    from gopher.evals.checkpoints import checkpoints_of
+    from gopher.evals.checkpoints import at_home, checkpoints_of
     from gopher.evals.metrics import over_seeds
     from gopher.evals.scores import compile_exam, log_scores, scored_seeds, store_of
 
@@ -32,7 +31,11 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     folders, left_out = ([Path(one)], []) if one else sweep_folders(compose, overrides, settings)
     exam = settings.exam
     checkpoints = [c for f in folders for c in checkpoints_of(f, settings.evals.steps, exam.floor)]
-    root = checkpoints[0].run_folder.parents[1] if one else settings.root
+    root = settings.root
+    if one:  # its answers lie where it was trained, unless another place is named
+        checkpoints = [at_home(c, root) for c in checkpoints]
+        named = any(word.startswith("output_root=") for word in overrides)
+        root = root if named else checkpoints[0].output_root
     compiled = compile_exam(exam, root, say)
     store = store_of(exam, root)
     count = answer(settings, checkpoints, compiled, store, root / "evals" / "bundles")
@@ -45,7 +48,9 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         skipped += [{"task": s.task, "reason": f"{who}: {s.reason}"} for s in seeds[0].skipped]
         scored[checkpoint] = seeds[0]
         found = over_seeds([s.scores for s in seeds])
-        log_scores(RunFolder(checkpoint.run_folder), checkpoint.step, found)
+        kept = log_scores(RunFolder(checkpoint.run_folder), checkpoint.step, found, fewer=not one)
+        for task, n in kept.items():
+            say(f"{who} keeps its scores of {task} over {n} items; those over fewer are shown here alone", markup=False)
         lines += [line_of(checkpoint, s) for s in found]
     told: dict[str, Any] = {
         "results": lines,
@@ -62,40 +67,33 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
 
 
 def answer(settings: Settings, checkpoints: Sequence[Any], compiled: Sequence[Any], store: Any, bundles: Path) -> int:
-    """Requests that had to be scored; few in this process, many on Ray."""
-    from gopher.evals.scores import answer_all
+    """Requests that had to be scored; half a minute's in this process, more on Ray."""
+    from gopher.evals.scores import answer_all, lacking
 
-    distinct = list({c.sha256: c for c in checkpoints}.values())
-    bundled = {bundle.key: bundle for one in compiled for bundle in one.bundles.values()}
-    shards = [
-        Shard(checkpoint=c, task=bundle.task, bundle=bundle.key, number=i)
-        for bundle in bundled.values()
-        for c in distinct
-        for i in store.missing(c.sha256, bundle)
-    ]
-    count = 0
-    if len(shards) > IN_PROCESS_SHARDS or settings.cluster.address != "local":
-        count = on_ray(settings, shards, bundles, store)
-    encoders: Any = {}
-    return count + sum(answer_all(c, compiled, store, encoders) for c in distinct)  # also what was damaged
+    count, units = 0, lacking(checkpoints, compiled, store)
+    if units and (sum(u.seconds for u in units) > IN_PROCESS_SECONDS or settings.cluster.address != "local"):
+        count = on_ray(settings, units, bundles, store)
+    return count + answer_all(checkpoints, compiled, store)  # also what another process was at
 
 
-def on_ray(settings: Settings, shards: Sequence[Shard], bundles: Path, store: Any) -> int:
+def on_ray(settings: Settings, units: Sequence[Any], bundles: Path, store: Any) -> int:
     from sweeps.backends.ray import RayBackend
+    from sweeps.backends.ray_evals import score_on_ray
 
     say = console(stderr=True).print
     backend = RayBackend(settings.cluster, settings.root / "ray")
     try:
         room = backend.capacity
-        say(f"scoring {len(shards)} shards on {room.gpus or room.cpus} actors")
+        actors = room.gpus or room.cpus
+        say(f"scoring {len(units)} pieces of requests on {min(actors, len(units))} actors")
         return score_on_ray(
             backend.ray,
-            shards,
+            units,
             bundles,
             store,
-            room.gpus or room.cpus,
+            actors,
             room.gpus,
-            lambda left: say(f"{left} shards left") if left % 10 == 0 else None,
+            lambda left: say(f"{left} pieces left") if left % 10 == 0 else None,
         )
     finally:
         backend.close()
@@ -134,6 +132,8 @@ def into_mlflow(
     rungs = list(dict.fromkeys(c.spec.rung for c in checkpoints))
     folders = {c.spec.key: RunFolder(c.run_folder) for c in checkpoints}
     if not required:
+        folder = checkpoints[0].run_folder
+        say(f"the scores are in {folder / 'metrics.jsonl'}; gopher eval sweep=... sends them to MLflow", markup=False)
         return
     version = version_of(b.key for one in compiled for b in one.bundles.values())
     tracker = Tracker(settings.tracking_uri, settings.name, settings.root / "mlartifacts", rungs)
