@@ -44,7 +44,7 @@ class CodeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    steps: Any = "last"  # checkpoints that `gopher eval` scores: last | all | a list of steps
+    steps: Any = "last"  # checkpoints that are scored, by a launch beside the last: last | all | a list of steps
     shots: int | None = None
     seeds: tuple[int, ...] = (FEWSHOT_SEED,)
     limit: int | None = None
@@ -97,6 +97,9 @@ class Settings:
             self.launch.hang_seconds > 0,
             f"launch.hang_seconds is {self.launch.hang_seconds:g}; give seconds above zero",
         )
+        for name in ("max_gpu_hours", "max_usd"):
+            cap = getattr(self.launch, name)
+            require(cap is None or cap >= 0, f"launch.{name} is {cap}; give 0 or more, or null for no cap")
         require(self.gate in ("none", "ladder"), f"gate is '{self.gate}'; use none or ladder")
         odd = [t for t in self.tasks if not t or "/" in t or t.startswith(".")]
         require(not odd, f"tasks names '{(odd or [''])[0]}'; give names of tasks, and their folder as tasks_path")
@@ -105,7 +108,7 @@ class Settings:
     @property
     def exam(self) -> Exam:
         """What checkpoints are asked, by `gopher eval` and by a launch with tasks."""
-        how = {f.name: getattr(self.evals, f.name) for f in fields(EvalSettings) if f.name != "steps"}
+        how = {f.name: getattr(self.evals, f.name) for f in fields(EvalSettings)}
         return Exam(tasks=self.tasks, tasks_path=self.tasks_path, **how)
 
     @property

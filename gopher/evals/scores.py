@@ -52,15 +52,16 @@ def scored_seeds(compiled: Sequence[Compiled], store: Store, sha256: str) -> lis
 # ---- one run in this process
 
 
-def score_run(run_folder: Path, exam: Exam) -> None:
+def score_run(run_folder: Path, exam: Exam, encoders: Encoders | None = None) -> None:
     """Score what the exam holds and the run's record does not. Answers are kept shard by shard: a kill loses one shard.
 
     A task that cannot be read is recorded with the reason. Raises `UsageError` when the run has no checkpoint.
     """
     folder, root = RunFolder(run_folder), run_folder.absolute().parents[1]
-    checkpoints = checkpoints_of(run_folder, "last", exam.floor)
-    store = store_of(exam, root)
-    encoders: Encoders = {}
+    checkpoints = checkpoints_of(run_folder, exam.steps, exam.floor)
+    last = checkpoints_of(run_folder, "last", False)
+    checkpoints += [c for c in last if c.step != checkpoints[-1].step]
+    store, encoders = store_of(exam, root), {} if encoders is None else encoders
     for name in folder.unscored(exam.tasks, exam.key):
         compiled, skipped = compiled_or_reason(exam, name, root)
         lines: list[TaskScore] = []

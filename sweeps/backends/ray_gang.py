@@ -50,6 +50,11 @@ class Gang:
     def idle(self) -> bool:
         return self.key is None and not self.closed and not self._error
 
+    @property
+    def alive(self) -> bool:
+        """Whether its workers may still hold cores."""
+        return self._thread.is_alive()
+
     def _fit(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
@@ -84,6 +89,7 @@ class Gang:
     def collect(self) -> None:
         """Report the current run if it is done, or if the gang died under it."""
         if self.key is None or self.folder is None:
+            self.closed = self.closed or bool(self._error)
             return
         if outcome := self._outcome():
             self.closed = outcome.pop("last")
