@@ -83,7 +83,7 @@ def check_space(runs: list[PlannedRun], settings: Settings) -> None:
 def check_steps(runs: list[PlannedRun], settings: Settings) -> None:
     """Refuse to train towards an evaluation of checkpoints that will not be kept."""
     steps = settings.evals.steps
-    for run in runs if settings.tasks and not isinstance(steps, str) else ():
+    for run in runs:
         kept = named_steps(run.placement, run.spec.steps) | {run.spec.steps}
         if gone := [s for s in steps if s not in kept]:
             raise UsageError(

@@ -188,8 +188,6 @@ def test_checkpoints_to_be_scored_must_be_kept(tiny: tuple[Study, Settings]) -> 
         check_steps(runs, early)
     named = [replace(r, placement=replace(r.placement, named_checkpoints="log")) for r in runs]
     check_steps(named, early)
-    check_steps(runs, replace(early, evals=EvalSettings(steps="all")))
-    check_steps(runs, replace(early, tasks=()))
 
 
 def test_a_run_that_is_lost_with_ray_again_and_again_has_a_budget(

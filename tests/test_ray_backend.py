@@ -1,4 +1,4 @@
-"""Text and evaluations on Ray's actors: a hung one is killed with the reason and its core is free again."""
+"""Text and evaluations on Ray's actors: a hung one is killed with the reason, a failed one leaves its core to the next."""
 
 import os
 import time
@@ -26,7 +26,7 @@ def ended(backend: RayBackend) -> Event:
     raise AssertionError("nothing ended")
 
 
-def test_hung_text_is_killed_and_evaluations_share_an_actor(tmp_path: Path) -> None:
+def test_hung_text_is_killed_and_a_failed_evaluation_frees_its_core(tmp_path: Path) -> None:
     (tmp_path / "text" / "prose").mkdir(parents=True)
     (tmp_path / "text" / "prose" / "0.txt").write_text("a text")
     os.mkfifo(tmp_path / "fingerprints.json")  # reading it waits for ever
@@ -48,12 +48,10 @@ def test_hung_text_is_killed_and_evaluations_share_an_actor(tmp_path: Path) -> N
         event = ended(backend)
         assert (event.ok, event.cause, event.reason) == (False, CRASH, "no progress for 900 s: the task hangs")
         exam = EvalJob(folder=tmp_path / "runs" / "none", exam=Exam(tasks=("a",)))
-        for key in ("eval-a", "eval-b"):  # the one core is free again for the second
+        for key in ("eval-a", "eval-b"):
             backend.submit(Task(key=key, kind="eval", workers=1), exam)
             event = ended(backend)
-            assert (event.key, event.ok, event.cause) == (key, False, FINAL) and "launch the run first" in str(
-                event.reason
-            )
+            assert (event.key, event.ok, event.cause) == (key, False, FINAL) and "is no run folder" in str(event.reason)
         assert backend.idle == (0, 0)
     finally:
         backend.close()

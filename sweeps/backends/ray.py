@@ -159,8 +159,12 @@ class RayBackend:
             if gang.idle:
                 gang.tell_end()
         for hand in self._hands:
-            self.ray.kill(hand.actor)
+            self._kill(hand)
         self._hands = []
+
+    def _kill(self, call: "Call") -> None:
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            self.ray.kill(call.actor)
 
     def _free_idle(self) -> None:
         """Wait until what idle workers held is free."""
@@ -184,7 +188,7 @@ class RayBackend:
             if event.ok and call.cpus:
                 self._hands.append(call)
             else:
-                self.ray.kill(call.actor)
+                self._kill(call)
             self._report(event)
         for gang in self._gangs:
             gang.collect()
@@ -226,7 +230,7 @@ class RayBackend:
         for call in self._calls.values():
             if call.key == key:
                 call.killed_for = reason
-                self.ray.kill(call.actor)
+                self._kill(call)
         for gang in self._gangs:
             if gang.key == key:
                 gang.kill(reason)
@@ -275,10 +279,10 @@ class Hand:
 
                 prepare(job.data, job.tokenizer, job.output_root)
             else:
+                hide_gpus_of_others()
                 from gopher.evals.scores import score_run
                 from gopher.worker_log import worker_log
 
-                hide_gpus_of_others()
                 with worker_log(job.folder, "eval"):
                     score_run(job.folder, job.exam, self._encoders)
 

@@ -70,7 +70,8 @@ def checked_study(compose: ComposeFn, overrides: Sequence[str], settings: Settin
     study = load_study(compose, overrides)
     if settings.code.require_clean:
         check_clean(code_state())
-    check_steps(unfinished(study, settings), settings)
+    if settings.tasks and not isinstance(settings.evals.steps, str):
+        check_steps(unfinished(study, settings), settings)
     return study
 
 
@@ -84,6 +85,7 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         ThreadPoolExecutor(max_workers=1) as background,
         Interrupts() as interrupts,
     ):
+        stop_mark(settings).unlink(missing_ok=True)  # at once: a wish to stop from now on is meant for this launch
         prices = settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour
         tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs, *prices)
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
@@ -95,7 +97,6 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
             return report_end(study, settings)
         settings.root.mkdir(parents=True, exist_ok=True)
         check_space(missing, settings)
-        stop_mark(settings).unlink(missing_ok=True)
         make_folders(missing, settings)
         launched.keep(study, overrides, settings)
         # A new sqlite file takes MLflow seconds, starting Ray takes others: both at once. A server may be down: that is learnt first.
