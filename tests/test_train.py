@@ -518,3 +518,17 @@ def test_no_checkpoint_is_ahead_of_the_numbers_on_disk(
     monkeypatch.setattr(os, "replace", publish)
     assert train(folder).state == FINISHED
     assert [step for step, _ in published] == [5, 10, 15, 20] and all(on_disk >= step for step, on_disk in published)
+
+
+def test_a_wish_to_stop_is_obeyed_once(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another sweep may go on with the run without having seen that it was asked to stop."""
+    from sweeps.backends import ray_gang
+
+    monkeypatch.setattr(ray_gang, "leaving", lambda: False)
+    folder = run_in(tmp_path / "run", shards)
+    folder.request_stop(PREEMPTED)
+    first = ray_gang.train_one(folder, 0, 1)
+    assert (first["ok"], first["cause"]) == (False, PREEMPTED) and folder.stop_requested() is None
+    assert ray_gang.train_one(folder, 0, 1)["ok"]
