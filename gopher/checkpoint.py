@@ -5,6 +5,7 @@ with complete.json and renamed at last. A reader takes the newest folder whose f
 SHA-256 sums. Any number of ranks reads what any other number wrote.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -52,9 +53,19 @@ class Saver:
     group of its own, and published by the `finish` after that; at most one is on its way.
     """
 
-    def __init__(self, folder: Path, adam: Adam, run_key: str, placement: Placement, steps: int) -> None:
-        self.folder, self._adam, self._run_key = folder, adam, run_key
-        self._keep, self.named = placement.keep_checkpoints, named_steps(placement, steps)
+    def __init__(
+        self,
+        folder: Path,
+        adam: Adam,
+        run_key: str,
+        placement: Placement,
+        steps: int,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`before` is called on the first rank when a checkpoint is about to be published; an OSError keeps it from that."""
+        self.folder, self._adam, self._run_key, self._before = folder, adam, run_key, before
+        self._keep = placement.keep_checkpoints
+        self.named = named_steps(placement, steps) | frozenset(gather(once_named(folder))[0])  # also after a rewind
         self._thread = ThreadPoolExecutor(max_workers=1) if placement.checkpoints == "async" else None
         self._group = dist.new_group(backend="gloo") if self._thread else None
         self._writing: tuple[int, dict[str, Any], Future[Written]] | None = None
@@ -88,7 +99,7 @@ class Saver:
             self._complete(step, notes, future.result())
 
     def _complete(self, step: int, notes: dict[str, Any], own: "Written") -> None:
-        complete(self.folder, step, own, self._run_key, self._keep, self.named, notes)
+        complete(self.folder, step, own, self._run_key, self._keep, self.named, notes, self._before)
 
     def close(self) -> None:
         """Let go of thread and group; a gang that trains run after run would run out of them."""
@@ -136,7 +147,14 @@ def written_in_background(copied: Future[Any], part: Path) -> Written:
 
 
 def complete(
-    folder: Path, step: int, own: Written, run_key: str, keep: int, named: frozenset[int], notes: dict[str, Any]
+    folder: Path,
+    step: int,
+    own: Written,
+    run_key: str,
+    keep: int,
+    named: frozenset[int],
+    notes: dict[str, Any],
+    before: Callable[[], None] = lambda: None,
 ) -> Path:
     """Publish what all ranks wrote and drop old checkpoints.
 
@@ -149,7 +167,8 @@ def complete(
     if not errors:
         merged = {name: mark for w in gathered for name, mark in w.files.items()}
         marker = {"format": FORMAT, "run": run_key, "step": step, "files": merged, "notes": notes}
-        errors = [e for e in gather(publish(part, final, marker) if first else None) if e]
+        marker |= {"named": step in named}
+        errors = [e for e in gather(publish(part, final, marker, before) if first else None) if e]
     if errors:
         if first:
             remove_parts(folder)
@@ -162,6 +181,15 @@ def complete(
         for old in set(passing[:-keep]) - {step, behind_spikes(passing)}:
             shutil.rmtree(folder / f"{old:010d}", ignore_errors=True)
     return final
+
+
+def once_named(folder: Path) -> list[int]:
+    """Steps of checkpoints that were written to be kept for ever, whatever the placement says now."""
+    steps = []
+    for path in steps_in(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError, GopherError):  # a damaged one is none
+            steps += [int(path.name)] if read_marker(path).get("named") else []
+    return steps
 
 
 def behind_spikes(steps: list[int]) -> int | None:
@@ -182,9 +210,10 @@ def drop_after(folder: Path, step: int) -> None:
     dist.barrier()
 
 
-def publish(part: Path, final: Path, marker: dict[str, Any]) -> str | None:
+def publish(part: Path, final: Path, marker: dict[str, Any], before: Callable[[], None]) -> str | None:
     """Mark and rename a written checkpoint; None, or why it failed."""
     try:
+        before()
         write_atomic(part / MARKER, json.dumps(marker, indent=1, sort_keys=True) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)

@@ -213,6 +213,12 @@ class RunFolder:
         line = json.dumps({"step": step, "metrics": finite}, sort_keys=True, allow_nan=False) + "\n"
         append(self.path / "metrics.jsonl", line)
 
+    def sync_log(self) -> None:
+        """Put what was logged so far on disk: a checkpoint must never be ahead of the numbers that led to it."""
+        if (path := self.path / "metrics.jsonl").exists():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
     def trim_torn_lines(self) -> None:
         """Cut half-written last lines left by a kill, so that the next append starts on a line of its own."""
         for path in (self.path / "metrics.jsonl", self.path / "events.jsonl"):

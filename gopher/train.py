@@ -85,7 +85,7 @@ def train_steps(
     validation = store.validation(run.model.context, run.evaluation.tokens_per_subset)
     model = build(run, placement, ends.enter_context(mesh_of(placement)))
     adam = optimizer_of(parts(model), run)
-    saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps)
+    saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps, journal.sync)
     ends.callback(saver.close)
     step = checkpoint.restore(folder.checkpoints, adam, run.key, tell=journal.warn)
     if step == 0:
@@ -452,6 +452,13 @@ class Journal:
         if self.rank == 0:
             self.late.append((write, words))
             self._catch_up()
+
+    def sync(self) -> None:
+        """Everything logged so far is on disk when this returns; OSError where there is no room."""
+        self._catch_up()
+        if self.late:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder.path))
+        self.folder.sync_log()
 
     def _catch_up(self) -> None:
         try:

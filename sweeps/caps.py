@@ -17,9 +17,13 @@ class Spent:
     usd: float | None
 
 
-def spent(runs: Iterable[PlannedRun], settings: Settings) -> Spent:
-    """What the runs have used so far: seconds inside training, evaluation and checkpoints, times GPUs and cores."""
-    gpu_hours = cpu_hours = 0.0
+NOTHING = Spent(gpu_hours=0.0, cpu_hours=0.0, usd=None)
+
+
+def spent(runs: Iterable[PlannedRun], settings: Settings, earlier: Spent = NOTHING) -> Spent:
+    """What the runs have used so far, beside what was used `earlier`: seconds inside training, evaluation and checkpoints,
+    times GPUs and cores."""
+    gpu_hours, cpu_hours = earlier.gpu_hours, earlier.cpu_hours
     for run in runs:
         state = RunFolder(settings.run_dir(run.spec.key)).state()
         hours = state.train_seconds / 3600 if state else 0.0

@@ -5,7 +5,9 @@
 Everything that matters is in the run folders, so a driver that dies loses nothing: the next launch reads them and goes on.
 """
 
+import contextlib
 import itertools
+import math
 import shutil
 import threading
 import time
@@ -13,13 +15,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, STOPPED, RunFolder
+from gopher.record import FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
 from gopher.size import params_total, train_flops
 from gopher.spec import Placement, named_steps
 from sweeps import schedule
-from sweeps.backends import Backend, DataJob, EvalJob, Job, TrainJob
+from sweeps.backends import Backend, BackendLost, DataJob, EvalJob, Job, TrainJob
+from sweeps.budget import handed_on
+from sweeps.caps import spent
 from sweeps.lease import Lease
-from sweeps.lookout import Lookout
+from sweeps.lookout import Lookout, pulse_file
 from sweeps.loop import TICK_SECONDS, Clock, Outlook, RealClock, run_loop
 from sweeps.schedule import Capacity, Status, Task
 from sweeps.screen import Screen
@@ -30,7 +34,7 @@ from sweeps.track import Tracker
 
 SHOW_SECONDS = 1.0
 MIRROR_SECONDS = 3.0
-STOP_SECONDS = 30.0  # how long an interrupted launch waits for checkpoints
+NOTICE_SECONDS = 90.0  # how long a launch whose machine goes waits for checkpoints; deploy/ gives it 120 s in all
 SPARE_BYTES = 500 * 2**20
 OUTCOMES = {schedule.LOST: FAILED, schedule.HELD: STOPPED}  # of a task that never ended by itself, to its run's state
 
@@ -76,6 +80,18 @@ def check_space(runs: list[PlannedRun], settings: Settings) -> None:
         )
 
 
+def check_steps(runs: list[PlannedRun], settings: Settings) -> None:
+    """Refuse to train towards an evaluation of checkpoints that will not be kept."""
+    steps = settings.evals.steps
+    for run in runs:
+        kept = named_steps(run.placement, run.spec.steps) | {run.spec.steps}
+        if gone := [s for s in steps if s not in kept]:
+            raise UsageError(
+                f"evals.steps names step {gone[0]}, whose checkpoint {run.spec.rung} will not keep; it keeps the last "
+                f"({run.spec.steps}), and with placement.named_checkpoints=log steps 0, 1, 2, 4, .. 512, 1000, 2000, .."
+            )
+
+
 def most_checkpoints(placement: Placement, steps: int) -> int:
     """Checkpoints of a run at one time: the newest, the named, one behind a spike, one that is being written."""
     return placement.keep_checkpoints + len(named_steps(placement, steps)) + 2
@@ -99,8 +115,14 @@ def tasks_of(work: Work) -> list[Task]:
     ]
     trained = {t.key for t in trains}
     evals = [
-        Task(key=f"eval-{key}", kind="eval", needs=(key,) if key in trained else (), workers=1)
-        for key in (r.spec.key for r in work.scored)
+        Task(
+            key=f"eval-{r.spec.key}",
+            kind="eval",
+            needs=(r.spec.key,) if r.spec.key in trained else (),
+            workers=1,
+            gpus_per_worker=1 if r.placement.device == "cuda" else 0,
+        )
+        for r in work.scored
     ]
     return [*data.values(), *trains, *evals]
 
@@ -109,10 +131,12 @@ def jobs_of(work: Work, settings: Settings) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
     for r in work.scored:
         folder = settings.run_dir(r.spec.key)
-        jobs[f"eval-{r.spec.key}"] = EvalJob(folder=folder, exam=settings.exam)
+        key = f"eval-{r.spec.key}"
+        jobs[key] = EvalJob(folder=folder, exam=settings.exam, pulse=pulse_file(settings, key))
     for r in work.runs:
-        jobs[f"data-{r.spec.data_key}"] = DataJob(
-            data=r.spec.data, tokenizer=r.spec.tokenizer, output_root=settings.root
+        key = f"data-{r.spec.data_key}"
+        jobs[key] = DataJob(
+            data=r.spec.data, tokenizer=r.spec.tokenizer, output_root=settings.root, pulse=pulse_file(settings, key)
         )
         jobs[r.spec.key] = TrainJob(folder=settings.run_dir(r.spec.key))
     return jobs
@@ -167,33 +191,45 @@ def run_tasks(
     """The loop over this sweep's tasks, with the screen on: the final status of each."""
     tasks, clock = tasks_of(work), clock or RealClock()
     whole = check_capacity(tasks, backend.capacity, settings)
-    lookout = Lookout(tasks, work.runs, settings, whole, own, clock)
-    shown, told = float("-inf"), set[str]()
+    ours = {r.spec.key for r in work.runs}
+    earlier = spent([r for r in study.runs if r.spec.key not in ours], settings)
+    lookout = Lookout(tasks, work.runs, settings, whole, own, clock, earlier=earlier, idle=lambda: backend.idle)
+    shown, told, budget = float("-inf"), set[str](), handed_on()
 
     def look(statuses: Mapping[str, Status]) -> Outlook:
         nonlocal shown
         if clock.now() - shown > SHOW_SECONDS:
             shown = clock.now()
-            screen.update(run_rows(study.specs, settings))
+            with contextlib.suppress(OSError):
+                screen.update(run_rows(study.specs, settings))
         outlook = lookout(statuses)
         for key in outlook.elsewhere - told:
             screen.say(f"run {key} is being trained by another process; waiting for it")
             told.add(key)
+        if outlook.trouble and outlook.trouble not in told:
+            screen.say(outlook.trouble)
+            told.add(outlook.trouble)
         return outlook
 
-    attempts = settings.launch.max_attempts
-    statuses = run_loop(
-        tasks, jobs_of(work, settings), backend, look, max_attempts=attempts, clock=clock, say=screen.say
-    )
+    attempts, jobs = settings.launch.max_attempts, jobs_of(work, settings)
+    try:
+        statuses = run_loop(
+            tasks, jobs, backend, look, max_attempts=attempts, clock=clock, say=screen.say, budget=budget
+        )
+    except BackendLost:
+        states = {key: RunFolder(settings.run_dir(key)).state() for key in backend.running}
+        budget.ray_lost({key: state.step for key, state in states.items() if state})
+        budget.hand_on()
+        raise
     note_losses(work.runs, statuses, settings)
     screen.update(run_rows(study.specs, settings))
     return statuses
 
 
-def first_trainings(work: Work, settings: Settings, cluster: Capacity) -> list[Task]:
-    """The training tasks that start as soon as their data is there."""
+def first_trainings(work: Work, settings: Settings, cluster: Capacity, room: Capacity) -> list[Task]:
+    """The training tasks that start as soon as their data is there, in the `room` that this sweep has in the cluster."""
     tasks = tasks_of(Work(runs=work.runs, gates=work.gates))
-    capacity = check_capacity(tasks, cluster, settings)
+    capacity = replace(room, max_parallel=check_capacity(tasks, cluster, settings).max_parallel)
     ready = {t.key: Status(phase=schedule.DONE if t.kind == "data" else schedule.WAITING) for t in tasks}
     return schedule.decide(tasks, ready, capacity)
 
@@ -220,11 +256,11 @@ def note_losses(runs: list[PlannedRun], statuses: dict[str, Status], settings: S
 
 
 def stop_runs(keys: Collection[str], settings: Settings, cause: str) -> None:
-    """Ask runs for checkpoints and wait for them, not for ever."""
+    """Ask runs for checkpoints and wait for them: as long as it takes, or as long as a machine that goes may be thought to stay."""
     folders = [RunFolder(settings.run_dir(key)) for key in keys]
     for folder in folders:
         folder.request_stop(cause)
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + (NOTICE_SECONDS if cause == PREEMPTED else math.inf)
     while any(f.is_held() for f in folders) and time.monotonic() < deadline:
         time.sleep(TICK_SECONDS)
 

@@ -216,15 +216,21 @@ def standing(state: RunState) -> list[Any]:
     return [state.state, state.attempt, state.reason]
 
 
-def unread(log: Path, offset: int) -> bytes:
-    """Whole lines of the log after `offset`; a line that is half written belongs to next time."""
+def unread(log: Path, offset: int) -> tuple[int, bytes]:
+    """Whole lines of the log after `offset`, and where they begin; a line that is half written belongs to next time.
+
+    A log that has no line ending at `offset` lost its tail with the machine and was written anew: all of it is unread.
+    """
     try:
         with open(log, "rb") as file:
+            file.seek(max(0, offset - 1))
+            if offset and file.read(1) != b"\n":
+                offset = 0
             file.seek(offset)
             rest = file.read()
     except FileNotFoundError:
-        return b""
-    return rest[: rest.rfind(b"\n") + 1]
+        return offset, b""
+    return offset, rest[: rest.rfind(b"\n") + 1]
 
 
 # ---- addresses and errors, as people may see them

@@ -19,15 +19,17 @@ class Mark:
 
 
 class HangWatch:
-    """Remembers each running run's progress. Clocks of other hosts do not matter: only change is looked at."""
+    """Remembers each running task's progress. Clocks of other hosts do not matter: only change is looked at."""
 
     def __init__(self, hang_seconds: float, now: Callable[[], float]) -> None:
         self._limit, self._now = hang_seconds, now
         self._marks: dict[str, Mark] = {}
 
-    def hung(self, folder: RunFolder, step_seconds: float | None) -> str | None:
-        """Why the run counts as hung, or None. Called again and again while it runs."""
-        key, now, progress = folder.path.name, self._now(), progress_of(folder)
+    def hung(
+        self, key: str, progress: tuple[object, ...], step_seconds: float | None = None, what: str = "run"
+    ) -> str | None:
+        """Why the task counts as hung, or None. Called again and again while it runs."""
+        now = self._now()
         mark = self._marks.get(key)
         if mark is None or mark.progress != progress:
             self._marks[key] = Mark(progress=progress, seen=now, starting=mark is None)
@@ -37,10 +39,10 @@ class HangWatch:
         silent = now - mark.seen
         if silent < limit:
             return None
-        return f"no progress for {silent:.0f} s (launch.hang_seconds is {self._limit:g}): the run hangs"
+        return f"no progress for {silent:.0f} s (launch.hang_seconds is {self._limit:g}): the {what} hangs"
 
     def forget(self, key: str) -> None:
-        """The run does not run now; its next start counts from then."""
+        """The task does not run now; its next start counts from then."""
         self._marks.pop(key, None)
 
 

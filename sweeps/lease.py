@@ -1,8 +1,10 @@
 """The lease on a sweep: one driver at a time, across hosts that share the output root, with a heartbeat.
 
 A file created exclusively, so that it needs no lock service: kernel locks do not reach across every network file
-system. Age is told by the file system's own clock, which all hosts share. A holder that is dead, or has not been heard
-of for `STALE_SECONDS`, loses the lease to the next launch.
+system. It is never written again: a heartbeat sets the time of the holder's own open file, so that a driver that slept
+cannot touch its successor's, and a full disk takes nobody's lease. Age is told by the file system's own clock, which all
+hosts share. A holder that is dead, or has not been heard of for `STALE_SECONDS`, loses the lease to the next launch.
+What a driver uses of the cluster stands beside it, in use.<id>.json.
 """
 
 import contextlib
@@ -72,10 +74,16 @@ def read(folder: Path) -> Found | None:
     """The lease of a sweep's folder, or None."""
     path = folder / "lease.json"
     try:
-        written = path.stat().st_mtime
-        return Found(holder=holder_in(path), age_seconds=max(0.0, file_system_now(folder) - written))
+        written, holder = path.stat().st_mtime, holder_in(path)
+        use, age = use_file(folder, holder.id), max(0.0, file_system_now(folder) - written)
+        return Found(holder=holder_in(use) if use.exists() else holder, age_seconds=age)
     except FileNotFoundError:
         return None
+
+
+def use_file(folder: Path, holder_id: str) -> Path:
+    """Where a driver tells what it uses: the same holder, with its numbers."""
+    return folder / f"use.{holder_id}.json"
 
 
 def holder_in(path: Path) -> Holder:
@@ -97,40 +105,49 @@ def file_system_now(folder: Path) -> float:
 
 
 class Lease:
-    """A held lease. `tell` says what the driver uses; a thread keeps the heartbeat; `lost` is set if it was taken over."""
+    """A held lease. `tell` says what the driver uses; a thread keeps the heartbeat; `lost` is set if it was taken over, or
+    may have been: after `STALE_SECONDS` in which no heartbeat could be written."""
 
     def __init__(self, folder: Path, holder: Holder) -> None:
         self.folder, self.holder, self.lost = folder, holder, False
+        self._file = open(folder / "lease.json", "rb")  # noqa: SIM115 - closed by `release`
+        self._told, self._heard = holder, time.monotonic()
         self._end = threading.Event()
-        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
-            self._write()
+            self._hold()
 
-    def _write(self) -> None:
-        with self._writing:
-            found = read(self.folder)
-            if found is None or found.holder.id != self.holder.id:
+    def _hold(self) -> None:
+        """One heartbeat; what the disk refuses is tried again with the next one."""
+        try:
+            if holder_in(self.folder / "lease.json").id != self.holder.id:
                 self.lost = True
-            elif not self._end.is_set():
-                write_atomic(self.folder / "lease.json", json.dumps(asdict(self.holder)) + "\n")
+            os.utime(self._file.fileno())
+            self._heard = time.monotonic()
+        except OSError:
+            self.lost = self.lost or time.monotonic() - self._heard > STALE_SECONDS
 
     def tell(self, **use: int | float | str | None) -> None:
-        """What other drivers on the same cluster should know; written with the next heartbeat, or at once if it changed."""
-        told = replace(self.holder, **use)  # type: ignore[arg-type]
-        if told != self.holder:
-            self.holder = told
-            self._write()
+        """What other drivers on the same cluster should know, written at once if it changed; a write that fails is tried again
+        by the next call."""
+        self.holder = replace(self.holder, **use)  # type: ignore[arg-type]
+        if self.holder != self._told:
+            self._hold()
+            with contextlib.suppress(OSError):
+                write_atomic(use_file(self.folder, self.holder.id), json.dumps(asdict(self.holder)) + "\n")
+                self._told = self.holder
 
     def release(self) -> None:
         self._end.set()
         self._thread.join()
-        found = read(self.folder)
-        if found is not None and found.holder.id == self.holder.id:
-            (self.folder / "lease.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what stays names a process that is dead
+            use_file(self.folder, self.holder.id).unlink(missing_ok=True)
+            if holder_in(self.folder / "lease.json").id == self.holder.id:
+                remove_stale(self.folder, self.holder.id)
+        self._file.close()
 
 
 @contextmanager
@@ -171,7 +188,8 @@ def create(folder: Path, holder: Holder) -> bool:
 
 
 def remove_stale(folder: Path, stale_id: str) -> None:
-    """Take a stale lease away. Of two launches that try, one may catch the other's fresh lease, and puts it back."""
+    """Take a stale lease away. Of two launches that try, one may catch the other's fresh lease, and puts it back; so does a
+    holder that releases its own too late."""
     aside = folder / f".stale.{uuid.uuid4().hex}"
     try:
         os.rename(folder / "lease.json", aside)
@@ -180,4 +198,6 @@ def remove_stale(folder: Path, stale_id: str) -> None:
     if holder_in(aside).id != stale_id:
         with contextlib.suppress(FileExistsError):  # a third launch got in: the one whose lease this is will notice
             os.link(aside, folder / "lease.json")
+    else:
+        use_file(folder, stale_id).unlink(missing_ok=True)
     aside.unlink()

@@ -2,14 +2,15 @@
 that it shares with a sweep which has them in hand."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gopher.record import FINISHED, RunFolder
-from sweeps import lease, schedule
-from sweeps.caps import reached, spent
+from sweeps import lease, pulse, schedule
+from sweeps.caps import NOTHING, Spent, reached, spent
 from sweeps.folders import make_folders
-from sweeps.hang import HangWatch
+from sweeps.hang import HangWatch, progress_of
 from sweeps.lease import Holder, Lease
 from sweeps.loop import Clock, Outlook
 from sweeps.schedule import Capacity, Status, Task
@@ -35,7 +36,12 @@ class Lookout:
         whole: Capacity,
         own: Lease | None,
         clock: Clock,
+        *,
+        earlier: Spent = NOTHING,
+        idle: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
+        """`earlier`: what the sweep's other runs, finished before, have used. `idle`: cores and GPUs held without a task."""
+        self.earlier, self.idle = earlier, idle
         self.tasks, self.settings, self.whole, self.own, self.clock = tasks, settings, whole, own, clock
         self.runs = {run.spec.key: run for run in runs}
         self.watch = HangWatch(settings.launch.hang_seconds, clock.now)
@@ -46,11 +52,29 @@ class Lookout:
         self._head: tuple[str, float] | None = None  # first waiting task and since when it is that
 
     def __call__(self, statuses: Mapping[str, Status]) -> Outlook:
+        """What the folders say; while they cannot be read or written, nothing new starts and what runs goes on."""
+        try:
+            return self._look(statuses)
+        except OSError as failure:
+            nothing = Capacity(cpus=0, gpus=0, max_parallel=0)
+            where = f"{failure.filename or self.settings.root} ({failure.strerror})"
+            return Outlook(
+                capacity=nothing,
+                hold=TAKEN_OVER if self._taken_over else self._last.hold,
+                hung=dict.fromkeys(self._active(statuses), TAKEN_OVER) if self._taken_over else {},
+                elsewhere=self._elsewhere,
+                trouble=f"{where} cannot be read or written; nothing new starts until it can",
+            )
+
+    def _active(self, statuses: Mapping[str, Status]) -> list[str]:
+        return [t.key for t in self.tasks if statuses[t.key].phase == schedule.ACTIVE]
+
+    def _look(self, statuses: Mapping[str, Status]) -> Outlook:
         if self.clock.now() - self._looked < LOOK_SECONDS:
             elsewhere = self._others(statuses, self._last.capacity)
             return Outlook(capacity=self._last.capacity, hold=self._last.hold, elsewhere=elsewhere)
         self._looked = self.clock.now()
-        active = [k for k in self.runs if statuses[k].phase == schedule.ACTIVE]
+        active = self._active(statuses)
         capacity, hold = self._share(statuses), self._hold(active)
         hung, elsewhere = self._hung(active), self._others(statuses, capacity)
         self._last = Outlook(capacity=capacity, hold=hold, hung=hung, elsewhere=elsewhere)
@@ -62,9 +86,9 @@ class Lookout:
             self.stopped = True
             return TAKEN_OVER
         if not stop_mark(self.settings).exists():
-            return reached(spent(self.runs.values(), self.settings), self.settings)
+            return reached(spent(self.runs.values(), self.settings, self.earlier), self.settings)
         self.stopped = True
-        for key in active:
+        for key in self.runs.keys() & set(active):
             self._folder(key).request_stop()
         return "stopped by `gopher stop`; `gopher resume` goes on"
 
@@ -98,18 +122,24 @@ class Lookout:
         return state is not None and state.state == FINISHED
 
     def _hung(self, active: list[str]) -> dict[str, str]:
-        """Runs to be killed. One of a sweep that was taken over is the new driver's: no mark may be left in its folder."""
+        """Tasks to be killed. A run of a sweep that was taken over is the new driver's: no mark may be left in its folder."""
         if self._taken_over:
             return dict.fromkeys(active, TAKEN_OVER)
-        for key in self.runs.keys() - set(active):
+        for key in {t.key for t in self.tasks} - set(active):
             self.watch.forget(key)
         out = {}
         for key in active:
+            if key not in self.runs:
+                progress = (pulse.read(pulse_file(self.settings, key)),)
+                if why := self.watch.hung(key, progress, what="task"):
+                    out[key] = why
+                    self.watch.forget(key)
+                continue
             folder = self._folder(key)
             state = folder.state()
             rate = state.tokens_per_second if state else None
             step_seconds = self.runs[key].spec.batch_tokens(state.step) / rate if state and rate else None
-            if why := self.watch.hung(folder, step_seconds):
+            if why := self.watch.hung(key, progress_of(folder), step_seconds):
                 out[key] = why
                 self.watch.forget(key)
         return out
@@ -122,15 +152,24 @@ class Lookout:
         head = first_waiting(self.tasks, statuses)
         if head is None or self._head is None or self._head[0] != head.key:
             self._head = (head.key, time.time()) if head else None
+        cpus, gpus, idle = sum(t.cpus for t in active), sum(t.gpus for t in active), self.idle()
         self.own.tell(
             cluster=cluster_name(self.settings, self.own.holder.host),
-            cpus=sum(t.cpus for t in active),
-            gpus=sum(t.gpus for t in active),
+            cpus=cpus + idle[0],
+            gpus=gpus + idle[1],
             head_cpus=head.cpus if head else 0,
             head_gpus=head.gpus if head else 0,
             head_since=self._head[1] if self._head else None,
         )
-        return allowance(self.whole, self.own.holder, neighbours(self.settings, self.own.holder), time.time())
+        # what is idle is counted as used by others alone: it may be needed for this sweep's next run, or be given back
+        mine = replace(self.own.holder, cpus=cpus, gpus=gpus)
+        return allowance(self.whole, mine, neighbours(self.settings, mine), time.time())
+
+
+def room_at_start(whole: Capacity, settings: Settings, own: Lease) -> Capacity:
+    """What a launch may take before its first look at its own runs."""
+    own.tell(cluster=cluster_name(settings, own.holder.host))
+    return allowance(whole, own.holder, neighbours(settings, own.holder), time.time())
 
 
 def first_waiting(tasks: Sequence[Task], statuses: Mapping[str, Status]) -> Task | None:
@@ -150,6 +189,11 @@ def neighbours(settings: Settings, own: Holder) -> list[Holder]:
     found = [lease.read(path.parent) for path in sorted((settings.root / "sweeps").glob("*/lease.json"))]
     live = [f.holder for f in found if f is not None and f.holder.id != own.id and f.live]
     return [h for h in live if h.cluster == own.cluster]
+
+
+def pulse_file(settings: Settings, key: str) -> Path:
+    """The sign of life of a task that is no training."""
+    return settings.sweep_dir / "pulse" / key
 
 
 def stop_mark(settings: Settings) -> Path:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from sweeps import schedule
 from sweeps.backends import Backend, Job
+from sweeps.budget import Budget
 from sweeps.schedule import Capacity, Status, Task
 
 TICK_SECONDS = 0.25
@@ -39,6 +40,7 @@ class Outlook:
     hold: str | None = None  # why nothing more is started, one sentence
     hung: Mapping[str, str] = field(default_factory=dict)  # running task -> why it is to be killed
     elsewhere: frozenset[str] = frozenset()  # waiting tasks that another process has in hand
+    trouble: str | None = None  # why the look could not be taken, one sentence
 
 
 def run_loop(
@@ -50,12 +52,15 @@ def run_loop(
     max_attempts: int,
     clock: Clock,
     say: Callable[[str], None] = lambda message: None,
+    budget: Budget | None = None,
 ) -> dict[str, Status]:
-    """The final status of every task: done, lost or held."""
-    statuses = {t.key: Status() for t in tasks}
+    """The final status of every task: done, lost or held. `budget` knows the crashes of before and notes those of now."""
+    budget = budget or Budget()
+    statuses = {t.key: budget.status(t.key, max_attempts) for t in tasks}
     while True:
         for event in backend.poll():
             statuses = schedule.apply(statuses, event, max_attempts)
+            budget.note(event.key, statuses[event.key])
             if not event.ok:
                 again = "; starting it again" if statuses[event.key].phase == schedule.WAITING else ""
                 say(f"{event.key}: {event.reason}{again}")
@@ -71,4 +76,6 @@ def run_loop(
         for task in schedule.decide(here, statuses, outlook.capacity):
             statuses = schedule.start(statuses, task.key)
             backend.submit(task, jobs[task.key])
+        if all(statuses[t.key].phase not in (schedule.WAITING, schedule.ACTIVE) for t in tasks if t.kind == "data"):
+            backend.release()  # what is idle now serves nobody here; other sweeps may wait for its cores
         clock.sleep(TICK_SECONDS)

@@ -39,21 +39,26 @@ class CodeState:
     commit: str | None  # None outside a git checkout
     changed: tuple[str, ...] = ()  # files that differ from the commit, new sources included
     diff: str = ""
+    unknown: str | None = None  # why git could not say what was changed, where there should be a checkout
 
     @property
     def dirty(self) -> bool | None:
-        return None if self.commit is None else bool(self.changed)
+        return None if self.commit is None or self.unknown else bool(self.changed)
 
 
 @cache
 def code_state(source: Path = SOURCE) -> CodeState:
     """The commit that the package's source is at and its uncommitted changes; all None for an installed wheel."""
-    # a wheel inside somebody's repository is not our checkout
+    if not (source / "pyproject.toml").exists():
+        return CodeState(commit=None)  # an installed wheel, which its version names, maybe inside somebody's repository
     commit = git(source, "rev-parse", "HEAD") if git(source, "ls-files", "--error-unmatch", "pyproject.toml") else None
     if commit is None:
-        return CodeState(commit=None)
-    changed = lines(git(source, "diff", "--name-only", "--relative", "HEAD"))
-    new = lines(git(source, "ls-files", "--others", "--exclude-standard", "--", "*.py", "*.yaml"))
+        return CodeState(commit=None, unknown=f"git cannot say at which commit {source} is")
+    listed = git(source, "diff", "--name-only", "--relative", "HEAD")
+    others = git(source, "ls-files", "--others", "--exclude-standard", "--", "*.py", "*.yaml")
+    if listed is None or others is None:
+        return CodeState(commit=commit.strip(), unknown=f"git cannot say what is changed in {source}")
+    changed, new = lines(listed), lines(others)
     hidden = [f":(exclude,glob,icase)**/{pattern}" for pattern in SECRET_FILES]
     parts = [git(source, "diff", "--relative", "HEAD", "--", ".", *hidden) or ""]
     shown = lines(git(source, "ls-files", "--others", "--exclude-standard", "--", "*.py", "*.yaml", *hidden))
@@ -87,7 +92,13 @@ def bounded(diff: str) -> str:
 
 
 def check_clean(code: CodeState) -> None:
-    """Raises `UsageError` naming the files when the code differs from its commit (`code.require_clean=true`)."""
+    """Raises `UsageError` naming the files when the code differs from its commit (`code.require_clean=true`), or when
+    nobody can tell."""
+    if code.unknown:
+        raise UsageError(
+            f"code.require_clean is true but {code.unknown}; allow git to read it (`git config --global --add "
+            f"safe.directory {SOURCE}` where another user owns it), or set code.require_clean=false"
+        )
     if code.dirty:
         more = f" and {len(code.changed) - NAMED} more" if len(code.changed) > NAMED else ""
         raise UsageError(

@@ -1,5 +1,6 @@
 """What a person sees: numbers in words, tables, and the live view of a launch. Data goes to stdout, progress to stderr."""
 
+import contextlib
 import sys
 from typing import Any
 
@@ -112,7 +113,8 @@ class Screen:
             self._live.start()
 
     def say(self, message: str) -> None:
-        self._console.print(message, markup=False)
+        with contextlib.suppress(OSError):  # a log on a full disk must not end the launch
+            self._console.print(message, markup=False)
 
     def update(self, rows: list[RunRow]) -> None:
         if self._live is not None:

@@ -60,7 +60,7 @@ class CodeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    steps: Any = "last"  # checkpoints that `gopher eval` scores: last | all | a list of steps
+    steps: Any = "last"  # checkpoints that are scored, by a launch beside the last: last | all | a list of steps
     shots: int | None = None
     seeds: tuple[int, ...] = (FEWSHOT_SEED,)
     limit: int | None = None
@@ -120,7 +120,7 @@ class Settings:
     @property
     def exam(self) -> Exam:
         """What checkpoints are asked, by `gopher eval` and by a launch with tasks."""
-        how = {f.name: getattr(self.evals, f.name) for f in fields(EvalSettings) if f.name != "steps"}
+        how = {f.name: getattr(self.evals, f.name) for f in fields(EvalSettings)}
         return Exam(tasks=self.tasks, tasks_path=self.tasks_path, **how)
 
     @property

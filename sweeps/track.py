@@ -121,7 +121,7 @@ class Tracker:
         if not note or state is None or note.get("state") != standing(state):
             return False
         told_all = note.get("events", 0) == len(folder.events())
-        return told_all and not unread(folder.path / "metrics.jsonl", note["offset"])
+        return told_all and not unread(folder.path / "metrics.jsonl", note["offset"])[1]
 
     def open_sweep(self, config: str) -> str:
         """Experiment and parent run, made if missing; the parent's id. Raises `SetupError` when MLflow can't be reached."""
@@ -276,7 +276,7 @@ class Tracker:
         """New whole lines of the log, in batches. The note moves on only when all of them were taken."""
         from mlflow.entities import Metric
 
-        lines = unread(folder.path / "metrics.jsonl", note["offset"])
+        offset, lines = unread(folder.path / "metrics.jsonl", note["offset"])
         if not lines:
             return
         fresh = fresh_rows(lines, note["steps"], note["missing"], note["scores"])
@@ -285,7 +285,7 @@ class Tracker:
             self._client.log_batch(note["run_id"], metrics=rows[i : i + METRICS_PER_BATCH])
         if fresh.missing != note["missing"]:
             self._set_tags(note["run_id"], {"metrics.missing": missing_text(fresh.missing)})
-        note |= {"offset": note["offset"] + len(lines), "steps": fresh.steps, "missing": fresh.missing}
+        note |= {"offset": offset + len(lines), "steps": fresh.steps, "missing": fresh.missing}
         note["scores"] = fresh.scores
         self._write_note(folder, note)
 

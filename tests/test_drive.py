@@ -8,13 +8,15 @@ from studies import TINY, write_text
 
 from gopher.data import prepare
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, RunFolder
+from gopher.record import FAILED, FINISHED, RunFolder, RunState
 from gopher.train import train
-from sweeps.backends import DataJob, Job
+from sweeps.backends import BackendLost, DataJob, Job
+from sweeps.budget import CRASHES
 from sweeps.compose import compose, hydra_session
 from sweeps.drive import (
     Work,
     check_space,
+    check_steps,
     failed_runs,
     ladder,
     raise_if_all_alike,
@@ -26,7 +28,7 @@ from sweeps.drive import (
 from sweeps.folders import make_folders
 from sweeps.schedule import CRASH, DONE, LOST, WAITING, Capacity, Event, Status, Task, doom, ready
 from sweeps.screen import Screen
-from sweeps.settings import Settings, settings_of
+from sweeps.settings import EvalSettings, Settings, settings_of
 from sweeps.status import run_rows
 from sweeps.study import Study, load_study
 
@@ -42,6 +44,12 @@ class InProcess:
     @property
     def running(self) -> list[str]:
         return []
+
+    @property
+    def idle(self) -> tuple[int, int]:
+        return 0, 0
+
+    def release(self) -> None: ...
 
     def submit(self, task: Task, job: Job) -> None:
         self.submitted.append(task.key)
@@ -169,6 +177,61 @@ def test_evaluations_come_behind_their_run_or_at_once(tiny: tuple[Study, Setting
     assert tasks_of(Work(runs=[], scored=[run]))[-1].needs == ()
     assert without_scores(study, settings) == []  # no tasks are named
     assert without_scores(study, replace(settings, tasks=("colours",))) == [run]
+
+
+def test_checkpoints_to_be_scored_must_be_kept(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    runs, early = list(study.runs), replace(settings, tasks=("colours",), evals=EvalSettings(steps=[4]))
+    with pytest.raises(
+        UsageError, match="evals.steps names step 4, whose checkpoint 54k will not keep; it keeps the last"
+    ):
+        check_steps(runs, early)
+    named = [replace(r, placement=replace(r.placement, named_checkpoints="log")) for r in runs]
+    check_steps(named, early)
+
+
+def test_a_run_that_is_lost_with_ray_again_and_again_has_a_budget(
+    tiny: tuple[Study, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time a new process goes on, with what the one before left in its environment."""
+    study, settings = tiny
+    monkeypatch.setenv(CRASHES, "[{}, {}]")
+    make_folders(list(study.runs), settings)
+    key = study.runs[0].spec.key
+
+    class Doomed(InProcess):
+        running = [key]
+
+        def submit(self, task: Task, job: Job) -> None:
+            if task.kind == "train":
+                raise BackendLost("Ray's raylet is gone")
+            super().submit(task, job)
+
+    work, screen = Work(runs=list(study.runs)), Screen("test", live=False)
+    for _ in range(1 + settings.launch.max_attempts):  # the first time it may be anybody's doing
+        with pytest.raises(BackendLost):
+            run_tasks(study, work, settings, Doomed(), screen)
+    last = run_tasks(study, work, settings, Doomed(), screen)[key]
+    assert last.phase == LOST and "crashed 3 times or took Ray with it, the last time at step 0" in str(last.reason)
+
+
+def test_caps_count_what_finished_runs_have_used(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    done = replace(study.runs[0], spec=replace(study.runs[0].spec, seed=7))
+    folder = RunFolder(settings.run_dir(done.spec.key))
+    folder.create(done.spec, done.placement, {})
+    folder.write_state(RunState(state=FINISHED, train_seconds=7200.0))
+    priced = replace(
+        settings,
+        cluster=replace(settings.cluster, usd_per_cpu_hour=10.0),
+        launch=replace(settings.launch, max_usd=15.0),
+    )
+    both, backend = replace(study, runs=(done, *study.runs)), InProcess()
+    make_folders(list(study.runs), priced)
+    statuses = run_tasks(both, Work(runs=list(study.runs)), priced, backend, Screen("test", live=False))
+    assert backend.submitted == [] and "$20.00 are spent" in str(statuses[study.runs[0].spec.key].reason)
+    with pytest.raises(UsageError, match="launch.max_usd is -1.0; give 0 or more"):
+        replace(priced, launch=replace(settings.launch, max_usd=-1.0))
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tiny: tuple[Study, Settings]) -> None:

@@ -1,5 +1,6 @@
 """The lease: one holder, named to the second with its last heartbeat; a dead or silent holder's lease is taken over, once."""
 
+import errno
 import json
 import os
 import subprocess
@@ -90,3 +91,43 @@ def test_neighbours_read_what_a_driver_tells(tmp_path: Path) -> None:
         mine.tell(cluster="c", cpus=4, head_since=7.0)
         found = read(tmp_path)
     assert found is not None and found.live and (found.holder.cpus, found.holder.head_since) == (4, 7.0)
+
+
+def test_a_disk_that_refuses_writes_for_a_while_takes_nobodys_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
+    refused: list[str] = []
+
+    def refuse(*_: object) -> None:
+        refused.append("write")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with lease.held(tmp_path, "demo") as mine, monkeypatch.context() as full:
+        full.setattr(os, "utime", refuse)
+        full.setattr(lease, "write_atomic", refuse)
+        mine.tell(cpus=3)
+        while len(refused) < 5:
+            time.sleep(0.01)
+        assert not mine.lost
+        full.undo()
+        age(tmp_path, 60)
+        while read(tmp_path).age_seconds > 30:  # type: ignore[union-attr]
+            time.sleep(0.01)  # the heart beats again
+        mine.tell(cpus=3)
+        assert read(tmp_path).holder.cpus == 3  # type: ignore[union-attr]
+        monkeypatch.setattr(lease, "STALE_SECONDS", -1.0)
+        full.setattr(os, "utime", refuse)
+        while not mine.lost:
+            time.sleep(0.01)
+
+
+def test_a_holder_that_slept_touches_nothing_of_its_successor(tmp_path: Path) -> None:
+    """Between its look at the lease and its heartbeat another launch has taken over."""
+    with lease.held(tmp_path, "demo") as mine:
+        remove_stale(tmp_path, mine.holder.id)
+        create(tmp_path, stranger())
+        age(tmp_path, 60)
+        os.utime(mine._file.fileno())
+        assert read(tmp_path).age_seconds > 50 and not mine.lost  # type: ignore[union-attr]
+    assert read(tmp_path).holder.id == "x"  # type: ignore[union-attr]

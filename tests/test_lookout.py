@@ -1,5 +1,8 @@
 """What the driver sees between two ticks: hangs by progress alone, spent GPU-hours and money over all attempts, stop requests."""
 
+import errno
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,15 +10,15 @@ import pytest
 from studies import demo_spec
 
 from gopher.errors import UsageError
-from gopher.record import ASKED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
+from gopher.record import ASKED, QUEUED, RUNNING, STOPPED, RunFolder, RunState, write_atomic
 from gopher.spec import Placement
 from sweeps import lease
 from sweeps.backends.simulated import VirtualClock
 from sweeps.caps import reached, spent
 from sweeps.drive import Work, failed_runs, note_losses, tasks_of
 from sweeps.folders import make_folders
-from sweeps.hang import STARTING_SECONDS, STEPS_OF_GRACE, HangWatch
-from sweeps.lookout import TAKEN_OVER, Lookout, stop_mark
+from sweeps.hang import STARTING_SECONDS, STEPS_OF_GRACE, HangWatch, progress_of
+from sweeps.lookout import TAKEN_OVER, Lookout, pulse_file, room_at_start, stop_mark
 from sweeps.schedule import ACTIVE, DONE, HELD, WAITING, Capacity, Status
 from sweeps.settings import ClusterSettings, LaunchSettings, Settings
 from sweeps.study import PlannedRun, Study
@@ -60,19 +63,19 @@ def test_a_reached_cap_is_a_sentence(runs: list[PlannedRun], tmp_path: Path) -> 
 
 def test_a_run_hangs_by_its_steps_not_by_its_process(runs: list[PlannedRun], tmp_path: Path) -> None:
     clock, folder = VirtualClock(), RunFolder(tmp_path / "runs" / runs[0].spec.key)
-    watch = HangWatch(100.0, clock.now)
-    assert watch.hung(folder, None) is None
+    watch, key = HangWatch(100.0, clock.now), runs[0].spec.key
+    assert watch.hung(key, progress_of(folder)) is None
     clock.sleep(STARTING_SECONDS - 1)
-    assert watch.hung(folder, None) is None  # starting takes its time
+    assert watch.hung(key, progress_of(folder)) is None  # starting takes its time
     folder.write_state(RunState(state=RUNNING, step=1))
-    assert watch.hung(folder, None) is None
+    assert watch.hung(key, progress_of(folder)) is None
     clock.sleep(99)
-    assert watch.hung(folder, None) is None
+    assert watch.hung(key, progress_of(folder)) is None
     clock.sleep(2)
-    assert "no progress for 101 s" in str(watch.hung(folder, None))
-    assert watch.hung(folder, 2 * 100 / STEPS_OF_GRACE) is None  # its steps are slow
-    watch.forget(folder.path.name)
-    assert watch.hung(folder, None) is None
+    assert "no progress for 101 s" in str(watch.hung(key, progress_of(folder)))
+    assert watch.hung(key, progress_of(folder), 2 * 100 / STEPS_OF_GRACE) is None  # its steps are slow
+    watch.forget(key)
+    assert watch.hung(key, progress_of(folder)) is None
 
 
 def test_a_stop_request_asks_the_running_and_holds_the_waiting(runs: list[PlannedRun], tmp_path: Path) -> None:
@@ -134,3 +137,53 @@ def test_what_a_cap_held_back_is_stopped_with_the_reason(runs: list[PlannedRun],
     study = Study(name="demo", runs=tuple(runs), rungs=("tiny",))
     lost = failed_runs(study, settings)
     assert len(lost) == 1 and lost[0].endswith(": the cap is reached") and lost[0].count("tiny seed") == 2
+
+
+def test_a_text_or_evaluation_task_hangs_by_its_pulse(runs: list[PlannedRun], tmp_path: Path) -> None:
+    settings, tasks = settings_with(tmp_path, hang_seconds=100.0), tasks_of(Work(runs=runs))
+    lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), None, VirtualClock())
+    key = tasks[0].key
+    statuses = {t.key: Status(phase=ACTIVE if t.key == key else WAITING) for t in tasks}
+    for count in ("0", "1", "1"):
+        assert lookout(statuses).hung == {}
+        write_atomic(pulse_file(settings, key), count)
+        lookout.clock.sleep(99)
+    assert lookout(statuses).hung == {}
+    lookout.clock.sleep(2)
+    assert "no progress for 101 s (launch.hang_seconds is 100): the task hangs" in lookout(statuses).hung[key]
+
+
+def test_a_disk_that_cannot_be_read_starts_nothing_and_kills_nothing(
+    runs: list[PlannedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, tasks = settings_with(tmp_path), tasks_of(Work(runs=runs))
+    lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), None, VirtualClock())
+    statuses = {t.key: Status(phase=DONE) for t in tasks} | {runs[0].spec.key: Status(phase=ACTIVE)}
+
+    def fail(_: RunFolder) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/mnt/runs")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RunFolder, "state", fail)
+        outlook = lookout(statuses)
+    assert outlook.capacity.cpus == 0 and (outlook.hold, outlook.hung) == (None, {})
+    assert "/mnt/runs (Input/output error) cannot be read" in str(outlook.trouble)
+    lookout.clock.sleep(2)
+    assert lookout(statuses).capacity.cpus == 8 and lookout(statuses).trouble is None
+
+
+def test_idle_gangs_are_told_to_other_sweeps_and_not_counted_as_used(runs: list[PlannedRun], tmp_path: Path) -> None:
+    """A hungry neighbour gets its share although this sweep's gangs, idle until the text is there, hold everything."""
+    settings, tasks = settings_with(tmp_path), tasks_of(Work(runs=runs))
+    statuses = {t.key: Status(phase=DONE if t.kind == "data" else WAITING) for t in tasks}
+    whole = Capacity(cpus=8, gpus=8)
+    other = replace(settings, name="other")
+    with lease.held(settings.sweep_dir, "demo") as own, lease.held(other.sweep_dir, "other") as theirs:
+        lookout = Lookout(tasks, runs, settings, whole, own, VirtualClock(), idle=lambda: (4, 4))
+        assert lookout(statuses).capacity.gpus == 8
+        told = lease.read(settings.sweep_dir)
+        assert told is not None and (told.holder.cpus, told.holder.gpus) == (4, 4)
+        assert room_at_start(whole, other, theirs).gpus == 4
+        theirs.tell(head_gpus=8, head_since=time.time())
+        lookout.clock.sleep(2)
+        assert lookout(statuses).capacity.gpus == 4

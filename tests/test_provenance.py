@@ -63,6 +63,16 @@ def test_outside_a_checkout_nothing_is_claimed(tmp_path: Path) -> None:
     check_clean(CodeState(commit="c0ffee"))
 
 
+def test_a_checkout_that_git_will_not_read_is_not_clean(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for root in a container, where the source belongs to somebody else."""
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    state = code_state.__wrapped__(checkout)
+    assert (state.commit, state.dirty) == (None, None)
+    with pytest.raises(UsageError, match="git cannot say at which commit .*safe.directory"):
+        check_clean(state)
+
+
 def test_runs_share_one_diff_on_disk(tmp_path: Path) -> None:
     folders = [tmp_path / "runs" / name for name in ("a", "b")]
     for folder in folders:

@@ -1,5 +1,10 @@
 """What people read: numbers in words, no invented values, one line per change where there is no terminal."""
 
+import errno
+import io
+import os
+import sys
+
 import pytest
 
 from sweeps.screen import MANY_ROWS, Screen, duration, human, loss, table
@@ -62,6 +67,17 @@ def test_plain_lines_say_only_what_changed(capsys: pytest.CaptureFixture[str]) -
         "running 11/100",
         "finished 100/100",
     ]
+
+
+def test_a_log_on_a_full_disk_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    screen = Screen("demo", live=False)
+    screen.say("something")
+    screen.update([row("running", 1)])
 
 
 def test_a_long_table_says_the_same_in_lines() -> None:

@@ -112,10 +112,13 @@ def test_a_launch_scores_each_run_on_tasks_and_mlflow_has_them(text: Path, tmp_p
 
     tasks = write_tasks(tmp_path / "tasks", tasks={"colours": CHOICE})
     words = ["tokens=24_576", "tasks=[colours]", f"tasks_path={tasks}"]
+    words += ["placement.named_checkpoints=log", "evals.steps=[1,4]"]
     finish(begin(text, tmp_path, *words), tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id], "tags.kind = 'train'")
     assert run.data.metrics["eval/colours.items"] == 20 and "eval/colours.gold_bpb" in run.data.metrics
+    for name in ("eval/colours.acc", "eval/colours.gold_bpb"):
+        assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [0, 1, 4, 24], name
     (table,) = [a.path for a in client.list_artifacts(run.info.run_id, "eval")]
     lines = json.loads(Path(client.download_artifacts(run.info.run_id, table, str(tmp_path))).read_text())["results"]
     assert {"task": "colours", "metric": "acc", "n": 20}.items() <= lines[0].items()
@@ -164,6 +167,21 @@ def test_ctrl_c_in_a_terminal_asks(text: Path, tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(code) == 130, seen
     state = folder(tmp_path).state()  # type: ignore[union-attr]
     assert state is not None and state.state == "stopped"
+
+
+def test_ctrl_c_while_ray_starts_asks_once_it_has(text: Path, tmp_path: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command("launch", text, tmp_path, "watch=false"))
+    read_until(terminal, "starting Ray")
+    time.sleep(0.7)
+    os.write(terminal, b"\x03")
+    seen = read_until(terminal, "[s]top")
+    os.write(terminal, b"s\n")
+    seen += read_until(terminal, None)
+    _, code = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(code) == 130 and "as soon as Ray has started" in seen, seen
+    assert not (tmp_path / "sweeps" / "demo" / "lease.json").exists()
 
 
 def read_until(terminal: int, mark: str | None) -> str:

@@ -183,10 +183,22 @@ def test_a_log_read_in_pieces_gives_the_rows_of_the_whole(
 
 def test_a_half_written_line_waits(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
-    assert unread(log, 0) == b""
+    assert unread(log, 0) == (0, b"")
     log.write_bytes(log_line(1, loss=5.0) + b'{"step": 2, "me')
-    assert unread(log, 0) == log_line(1, loss=5.0)
-    assert unread(log, len(log_line(1, loss=5.0))) == b""
+    first = len(log_line(1, loss=5.0))
+    assert unread(log, 0) == (0, log_line(1, loss=5.0))
+    assert unread(log, first) == (first, b"")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_log_that_lost_its_tail_is_read_from_its_start(rows: int, tmp_path: Path) -> None:
+    """The machine went before the last lines were on disk: the note is ahead of the log, or within one of its lines."""
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b"".join(log_line(step, loss=5.0) for step in range(1, rows + 1)))
+    offset = 2 * len(log_line(1, loss=5.0)) + 3
+    start, lines = unread(log, offset)
+    assert start == 0 and lines == log.read_bytes()
+    assert [r.step for r in fresh_rows(lines, {"loss": 2}, {}).rows] == ([3] if rows == 3 else [])
 
 
 POINTS = [

@@ -502,3 +502,52 @@ def test_muon_trains_and_resumes_to_the_bit(shards: tuple[DataSpec, Path], tmp_p
     assert numbers(parts) == numbers(whole)
     losses = whole.metrics()["val/loss"]
     assert losses[20] < losses[0] - 0.5  # type: ignore[operator]
+
+
+def test_a_checkpoint_kept_for_ever_survives_a_placement_that_names_none(
+    shards: tuple[DataSpec, Path], tmp_path: Path
+) -> None:
+    often = {"checkpoint_every_steps": 4, "keep_checkpoints": 1}
+    folder = run_in(tmp_path / "run", shards, {**often, "named_checkpoints": "log"})
+    train(folder, should_stop=lambda: ASKED if (folder.last("train/tokens") or 0) >= 9 * 1024 else None)
+    run_in(tmp_path / "run", shards, often)
+    assert train(folder).state == FINISHED
+    kept = [int(path.name) for path in folder.checkpoints.iterdir()]
+    assert {0, 1, 2, 4, 8} < set(kept) and 16 not in kept
+
+
+def test_no_checkpoint_is_ahead_of_the_numbers_on_disk(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every published checkpoint finds the rows up to its step synced."""
+    folder, synced, published = run_in(tmp_path / "run", shards), [0], []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(handle: int) -> None:
+        fsync(handle)
+        if os.readlink(f"/proc/self/fd/{handle}").endswith("metrics.jsonl"):
+            synced.append(int(folder.last("train/tokens") or 0) // 1024)
+
+    def publish(part: Path, final: Path) -> None:
+        replace(part, final)
+        if Path(final).parent == folder.checkpoints:
+            published.append((int(Path(final).name), synced[-1]))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", publish)
+    assert train(folder).state == FINISHED
+    assert [step for step, _ in published] == [5, 10, 15, 20] and all(on_disk >= step for step, on_disk in published)
+
+
+def test_a_wish_to_stop_is_obeyed_once(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another sweep may go on with the run without having seen that it was asked to stop."""
+    from sweeps.backends import ray_gang
+
+    monkeypatch.setattr(ray_gang, "leaving", lambda: False)
+    folder = run_in(tmp_path / "run", shards)
+    folder.request_stop(PREEMPTED)
+    first = ray_gang.train_one(folder, 0, 1)
+    assert (first["ok"], first["cause"]) == (False, PREEMPTED) and folder.stop_requested() is None
+    assert ray_gang.train_one(folder, 0, 1)["ok"]

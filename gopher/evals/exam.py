@@ -1,6 +1,7 @@
 """What a checkpoint is asked: tasks by name and how they are put. Standard library only, so that drivers need no torch."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from gopher.errors import UsageError, did_you_mean
 from gopher.identity import content_hash
@@ -21,12 +22,14 @@ class Exam:
     )
     mode: str = "plain"  # think: a chain of thought first | dialogue: generations behind the prompt of `gopher chat`
     chains: int = 1  # of thought, that vote on a generated answer
+    steps: Any = "last"  # checkpoints beside the last: last (none) | all | a list of steps
     floor: bool = True  # the untrained model of the same size beside it, as step 0
 
     @property
     def key(self) -> str:
-        """Of how tasks are asked, whichever they are."""
-        return content_hash({k: v for k, v in asdict(self).items() if k != "tasks"})[:12]
+        """Of how tasks are asked, whichever they are, and at which steps."""
+        asked = {k: v for k, v in asdict(self).items() if k != "tasks" and (k, v) != ("steps", "last")}
+        return content_hash(asked)[:12]
 
     def __post_init__(self) -> None:
         for name in ("limit", "stride"):

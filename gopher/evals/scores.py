@@ -72,7 +72,9 @@ def score_run(run_folder: Path, exam: Exam) -> None:
     A task that cannot be read is recorded with the reason. Raises `UsageError` when the run has no checkpoint.
     """
     folder, root = RunFolder(run_folder), run_folder.absolute().parents[1]
-    checkpoints = checkpoints_of(run_folder, "last", exam.floor)
+    checkpoints = checkpoints_of(run_folder, exam.steps, exam.floor)
+    last = checkpoints_of(run_folder, "last", False)
+    checkpoints += [c for c in last if c.step != checkpoints[-1].step]
     store = store_of(exam, root)
     for name in folder.unscored(exam.tasks, exam.key):
         compiled, skipped = compiled_or_reason(exam, name, root)

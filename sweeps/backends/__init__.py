@@ -24,6 +24,7 @@ class DataJob:
     data: DataSpec
     tokenizer: TokenizerSpec
     output_root: Path
+    pulse: Path | None = None  # where the task leaves its sign of life, see `sweeps.pulse`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,11 @@ class TrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalJob:
-    """Score the last checkpoint of one run on benchmark tasks."""
+    """Score checkpoints of one run on benchmark tasks: the last, and those that the exam names."""
 
     folder: Path
     exam: Exam
+    pulse: Path | None = None
 
 
 Job = DataJob | TrainJob | EvalJob
@@ -51,6 +53,15 @@ class Backend(Protocol):
     @property
     def running(self) -> Collection[str]:
         """Keys of the trainings that were submitted and have not ended."""
+        ...
+
+    @property
+    def idle(self) -> tuple[int, int]:
+        """Cores and GPUs that workers without a task hold."""
+        ...
+
+    def release(self) -> None:
+        """Let idle workers go."""
         ...
 
     def submit(self, task: Task, job: Job) -> None: ...

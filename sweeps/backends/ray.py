@@ -1,4 +1,4 @@
-"""Ray runs the tasks: text and evaluations as Ray tasks, training on warm gangs of Ray Train workers.
+"""Ray runs the tasks: text and evaluations on actors, training on warm gangs of Ray Train workers.
 
 A gang is one `TorchTrainer` whose workers take runs one after another from a mailbox, each on the process group that
 Ray Train set up. A large run is a gang of its own; the small rungs of a laptop ladder share a gang per core, so that
@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gopher.errors import GopherError, SetupError
 from gopher.record import RunFolder
 from sweeps.backends import LOST_TIMES, BackendLost, DataJob, EvalJob, Job
 from sweeps.backends.ray_gang import Controllers, Gang, first_line, gang_shape
+from sweeps.pulse import beating
 from sweeps.schedule import CRASH, FINAL, Capacity, Event, Task
 from sweeps.settings import ClusterSettings
 from sweeps.worker_output import read_lines, sources
@@ -62,8 +64,9 @@ class RayBackend:
         self._scratch = scratch  # Ray Train insists on a storage path; nothing of ours is kept there
         self._events: list[Event] = []
         self._events_lock = threading.Lock()
-        self._calls: dict[Any, str] = {}  # object reference of a text or evaluation task -> task key
-        self._early: dict[str, Any] = {}  # text tasks that were begun before they were submitted
+        self._calls: dict[Any, Call] = {}  # object reference of a text or evaluation task -> what it is
+        self._early: dict[str, tuple[Any, Call]] = {}  # text tasks that were begun before they were submitted
+        self._hands: list[Call] = []  # actors that have evaluated a run and wait for the next
         self._gangs: list[Gang] = []
         self._started = 0  # gangs so far
         self._local = cluster.address == "local"
@@ -81,7 +84,7 @@ class RayBackend:
             options |= {"num_cpus": cluster.cpus or usable_cpus(), "num_gpus": cluster.gpus}
         try:
             self.ray.init(**options)
-        except (ConnectionError, TimeoutError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # of a node that is slow to start Ray says no more than that
             cure = (
                 "see whether /tmp has space"
                 if local
@@ -101,19 +104,28 @@ class RayBackend:
 
     def warm(self, trainings: list[Task], texts: Mapping[str, DataJob]) -> None:
         """Begin what can begin before the loop does: the text tasks by key, and the gangs of the first trainings."""
-        self._early = {key: self._prepare(job) for key, job in texts.items()}
+        self._early = {key: self._begin(Call(key=key, actor=self._hand()), job) for key, job in texts.items()}
         self._gangs += [self._gang(task) for task in trainings]
 
-    def _prepare(self, job: DataJob) -> Any:
-        return self.ray.remote(num_cpus=0, max_retries=0)(prepare_data).remote(job)
+    def _hand(self, cpus: int = 0, gpus: int = 0) -> Any:
+        return self.ray.remote(num_cpus=cpus, num_gpus=gpus)(Hand).remote()
+
+    def _begin(self, call: "Call", job: DataJob | EvalJob) -> tuple[Any, "Call"]:
+        return call.actor.run.remote(job), call
 
     def submit(self, task: Task, job: Job) -> None:
         if isinstance(job, DataJob):
-            self._calls[self._early.pop(task.key, None) or self._prepare(job)] = task.key
+            early = self._early.pop(task.key, None)
+            reference, call = early or self._begin(Call(key=task.key, actor=self._hand()), job)
+            self._calls[reference] = call
         elif isinstance(job, EvalJob):
-            self._end_idle_gangs()  # no training fits now, else it would have come first
-            remote = self.ray.remote(num_cpus=task.cpus, max_retries=0)(score_checkpoint)
-            self._calls[remote.remote(job)] = task.key
+            same = [h for h in self._hands if (h.cpus, h.gpus) == (task.cpus, task.gpus)]
+            if not same:
+                self._free_idle()  # no training fits now, else it would have come first
+            actor = same[0].actor if same else self._hand(task.cpus, task.gpus)
+            self._hands = [h for h in self._hands if h.actor is not actor]
+            reference, call = self._begin(Call(key=task.key, actor=actor, cpus=task.cpus, gpus=task.gpus), job)
+            self._calls[reference] = call
         else:
             self._gang_for(task).give(task.key, job.folder)
 
@@ -132,16 +144,35 @@ class RayBackend:
         for gang in self._gangs:
             if gang.idle and gang.shape == gang_shape(task):
                 return gang
-        self._end_idle_gangs()
+        self._free_idle()
         self._gangs.append(self._gang(task))
         return self._gangs[-1]
 
-    def _end_idle_gangs(self) -> None:
+    @property
+    def idle(self) -> tuple[int, int]:
+        gangs = [g.task for g in self._gangs if g.key is None and g.alive]
+        held = [(t.cpus, t.gpus) for t in gangs] + [(h.cpus, h.gpus) for h in self._hands]
+        return sum(cpus for cpus, _ in held), sum(gpus for _, gpus in held)
+
+    def release(self) -> None:
         for gang in self._gangs:
             if gang.idle:
                 gang.tell_end()
-                gang.wait_for_end()
-        self._gangs = [g for g in self._gangs if g.key is not None or not g.closed]
+        for hand in self._hands:
+            self._kill(hand)
+        self._hands = []
+
+    def _kill(self, call: "Call") -> None:
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            self.ray.kill(call.actor)
+
+    def _free_idle(self) -> None:
+        """Wait until what idle workers held is free."""
+        self.release()
+        ended = [g for g in self._gangs if g.key is None and g.closed]
+        for gang in ended:
+            gang.wait_for_end()
+        self._gangs = [g for g in self._gangs if g not in ended]
 
     def _report(self, event: Event) -> None:
         with self._events_lock:
@@ -152,7 +183,13 @@ class RayBackend:
         calls = list(self._calls)
         done, _ = self.ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], None)
         for reference in done:
-            self._report(self._call_event(reference, self._calls.pop(reference)))
+            call = self._calls.pop(reference)
+            event = self._call_event(reference, call)
+            if event.ok and call.cpus:
+                self._hands.append(call)
+            else:
+                self._kill(call)
+            self._report(event)
         for gang in self._gangs:
             gang.collect()
         with self._events_lock:
@@ -174,7 +211,8 @@ class RayBackend:
                 f"Ray's {dead[0] if dead else 'head'} is gone; launch again to go on from the run folders"
             )
 
-    def _call_event(self, reference: Any, key: str) -> Event:
+    def _call_event(self, reference: Any, call: "Call") -> Event:
+        key = call.key
         try:
             self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
@@ -184,11 +222,15 @@ class RayBackend:
                 key=key, ok=False, reason=first_line(cause), cause=CRASH if code == 1 else FINAL, exit_code=code
             )
         except self.ray.exceptions.RayError as error:
-            return Event(key=key, ok=False, reason=first_line(error), cause=CRASH)
+            return Event(key=key, ok=False, reason=call.killed_for or first_line(error), cause=CRASH)
         return Event(key=key, ok=True)
 
     def cancel(self, key: str, reason: str) -> None:
-        """Kill the gang of a run; Ray Train ends the members that are left, and `poll` tells the crash."""
+        """Kill the gang of a run, of which Ray Train ends the members that are left, or an actor; `poll` tells the crash."""
+        for call in self._calls.values():
+            if call.key == key:
+                call.killed_for = reason
+                self._kill(call)
         for gang in self._gangs:
             if gang.key == key:
                 gang.kill(reason)
@@ -212,20 +254,42 @@ class RayBackend:
             self.ray.shutdown()
 
 
-def prepare_data(job: DataJob) -> str:
-    """Ray task: tokenizer and shards of one data job."""
-    from gopher.data import prepare
+@dataclass(kw_only=True)
+class Call:
+    """A task on an actor, and what the actor holds."""
 
-    return str(prepare(job.data, job.tokenizer, job.output_root, progress=lambda message: None))
+    key: str
+    actor: Any
+    cpus: int = 0
+    gpus: int = 0
+    killed_for: str | None = None
 
 
-def score_checkpoint(job: EvalJob) -> None:
-    """Ray task: the scores of one run's last checkpoint; what it prints is kept with the run."""
-    from gopher.evals.scores import score_run
-    from gopher.worker_log import worker_log
+class Hand:
+    """Actor that prepares text, or scores the checkpoints of one run after another: imports are paid once."""
 
-    with worker_log(job.folder, "eval"):
-        score_run(job.folder, job.exam)
+    def run(self, job: DataJob | EvalJob) -> None:
+        """Raises what the work raises; what an evaluation prints is kept with its run."""
+        with beating(job.pulse) if job.pulse else contextlib.nullcontext():
+            if isinstance(job, DataJob):
+                from gopher.data import prepare
+
+                prepare(job.data, job.tokenizer, job.output_root)
+            else:
+                hide_gpus_of_others()
+                from gopher.evals.scores import score_run
+                from gopher.worker_log import worker_log
+
+                with worker_log(job.folder, "eval"):
+                    score_run(job.folder, job.exam)
+
+
+def hide_gpus_of_others() -> None:
+    """In a worker that was given no GPU: see none, as trainings have them."""
+    import ray
+
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def answers(address: str) -> bool:

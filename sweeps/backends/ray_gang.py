@@ -50,6 +50,11 @@ class Gang:
     def idle(self) -> bool:
         return self.key is None and not self.closed and not self._error
 
+    @property
+    def alive(self) -> bool:
+        """Whether its workers may still hold cores."""
+        return self._thread.is_alive()
+
     def _fit(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
@@ -84,6 +89,7 @@ class Gang:
     def collect(self) -> None:
         """Report the current run if it is done, or if the gang died under it."""
         if self.key is None or self.folder is None:
+            self.closed = self.closed or bool(self._error)
             return
         if outcome := self._outcome():
             self.closed = outcome.pop("last")
@@ -252,6 +258,8 @@ def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
     try:
         with folder.held() if rank == 0 else contextlib.nullcontext(), worker_log(folder.path, f"rank{rank}"):
             state = train(folder, rank=rank, world=world, should_stop=lambda: why_stop(folder))
+            if rank == 0 and state.cause:
+                folder.clear_stop()  # it was obeyed: whoever trains the run next must not find it
     except GopherError as error:
         cause = PREEMPTED if isinstance(error, Held) else CRASH if isinstance(error, NotWritten) else FINAL
         return {"ok": False, "reason": str(error), "cause": cause, "exit_code": error.exit_code}

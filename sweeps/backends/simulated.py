@@ -54,6 +54,12 @@ class SimulatedBackend:
         self.running: dict[str, Attempt] = {}
         self.history: list[Attempt] = []
 
+    @property
+    def idle(self) -> tuple[int, int]:
+        return 0, 0
+
+    def release(self) -> None: ...
+
     def submit(self, task: Task, job: Job) -> None:
         now = self.clock.now()
         seconds = self._random.uniform(0.1, 10.0) * (1.0 + task.cost)

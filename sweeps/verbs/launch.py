@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from sweeps.drive import (
     Mirror,
     Work,
     check_space,
+    check_steps,
     first_trainings,
     jobs_of,
     ladder,
@@ -31,7 +31,8 @@ from sweeps.drive import (
     without_scores,
 )
 from sweeps.folders import make_folders
-from sweeps.lookout import stop_mark
+from sweeps.interrupts import Interrupts
+from sweeps.lookout import room_at_start, stop_mark
 from sweeps.provenance import check_clean, code_state
 from sweeps.redact import hide_secrets, redacted
 from sweeps.schedule import Status
@@ -48,7 +49,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     settings = settings_of(compose(overrides).tree)
     say = partial(console(stderr=True).print, markup=False)
     if settings.detach:
-        load_study(compose, overrides)  # mistakes are told here, not in a log
+        checked_study(compose, overrides, settings)  # mistakes are told here, not in a log
         return detach(overrides, settings, say)
     try:
         code = launch(compose, overrides)
@@ -67,14 +68,27 @@ def follow(verbs: Sequence[str], compose: ComposeFn, overrides: Sequence[str]) -
     return next((code for code in codes if code), 0)
 
 
+def checked_study(compose: ComposeFn, overrides: Sequence[str], settings: Settings) -> Study:
+    """The sweep, once nothing in its words or its code is against launching it."""
+    study = load_study(compose, overrides)
+    if settings.code.require_clean:
+        check_clean(code_state())
+    if settings.tasks and not isinstance(settings.evals.steps, str):
+        check_steps(unfinished(study, settings), settings)
+    return study
+
+
 def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
     """Train what is missing, holding the sweep."""
     tree = compose(overrides).tree
     settings = settings_of(tree)
-    study = load_study(compose, overrides)
-    if settings.code.require_clean:
-        check_clean(code_state())
-    with lease.held(settings.sweep_dir, study.name) as own, ThreadPoolExecutor(max_workers=1) as background:
+    study = checked_study(compose, overrides, settings)
+    with (
+        lease.held(settings.sweep_dir, study.name) as own,
+        ThreadPoolExecutor(max_workers=1) as background,
+        Interrupts() as interrupts,
+    ):
+        forget_stop(stop_mark(settings), own.holder.id)
         prices = settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour
         tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs, *prices)
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
@@ -86,7 +100,6 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
             return report_end(study, settings, overrides)
         settings.root.mkdir(parents=True, exist_ok=True)
         check_space(missing, settings)
-        forget_stop(stop_mark(settings), own.holder.id)
         make_folders(missing, settings)
         launched.keep(study, overrides, settings)
         # A new sqlite file takes MLflow seconds, starting Ray takes others: both at once. A server may be down: that is learnt first.
@@ -98,7 +111,7 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
             raise away
         gates = ladder(study, missing) if settings.gate == "ladder" else {}
         work = Work(runs=missing, scored=unscored, gates=gates)
-        train(study, work, settings, tracker, opened, begin if away else None, own)
+        train(study, work, settings, tracker, opened, begin if away else None, own, interrupts)
         if stop_mark(settings).exists():
             again = hide_secrets(launched.command_line("resume", overrides))
             console(stderr=True).print(f"stopped; `{again}` goes on", markup=False)
@@ -126,19 +139,23 @@ def train(
     opened: "Future[None]",
     reopen: Callable[[], None] | None,
     own: lease.Lease,
+    interrupts: Interrupts,
 ) -> None:
     """Run the tasks with the screen on; whatever happens, what was logged is delivered and Ray is closed."""
     screen = Screen(study.name, live=settings.watch is not False and console(stderr=True).is_terminal)
     try:
-        backend = start_ray(study, work, settings, screen) if work.runs or work.scored else None
+        backend = start_ray(study, work, settings, screen, own) if work.runs or work.scored else None
+        interrupts.listen()
         try:
+            if backend is None:
+                interrupts.let_through()
             if reopen:
                 screen.say(f"{opened.exception()}; tracking.required is false, so the runs go on and are sent later")
             else:
                 opened.result()
             mirror = Mirror(tracker, [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs], reopen)
             try:
-                statuses = run_on(backend, study, work, settings, screen, own) if backend else {}
+                statuses = run_on(backend, study, work, settings, screen, own, interrupts) if backend else {}
             finally:
                 undelivered = mirror.finish(settings.launch.patience_seconds)
                 for run in work.scored if not undelivered else ():
@@ -153,7 +170,7 @@ def train(
         raise SetupError(undelivered)
 
 
-def start_ray(study: Study, work: Work, settings: Settings, screen: Screen) -> Backend:
+def start_ray(study: Study, work: Work, settings: Settings, screen: Screen, own: lease.Lease) -> Backend:
     """Ray, with text and the gangs of the first runs on their way while tracking opens."""
     from sweeps.backends.ray import RayBackend
 
@@ -163,7 +180,9 @@ def start_ray(study: Study, work: Work, settings: Settings, screen: Screen) -> B
     )
     backend = RayBackend(settings.cluster, settings.root / "ray")
     texts = {key: job for key, job in jobs_of(work, settings).items() if isinstance(job, DataJob)}
-    backend.warm(first_trainings(work, settings, backend.capacity), texts)
+    first = first_trainings(work, settings, backend.capacity, room_at_start(backend.capacity, settings, own))
+    own.tell(cpus=sum(t.cpus for t in first), gpus=sum(t.gpus for t in first))
+    backend.warm(first, texts)
     return backend
 
 
@@ -174,9 +193,10 @@ def run_on(
     settings: Settings,
     screen: Screen,
     own: lease.Lease,
+    interrupts: Interrupts,
 ) -> dict[str, Status]:
-    signal.signal(signal.SIGTERM, terminated)  # after Ray's start, which sets its own
     try:
+        interrupts.let_through()
         return run_tasks(study, work, settings, backend, screen, own)
     except KeyboardInterrupt as interrupt:
         screen.close()
@@ -190,11 +210,6 @@ def run_on(
 
 class Detach(Exception):
     """The person wants the launch to go on without the terminal."""
-
-
-def terminated(signal_number: int, frame: object) -> None:
-    """SIGTERM, the notice of Slurm and Kubernetes: like Ctrl-C, but nobody is asked."""
-    raise KeyboardInterrupt("SIGTERM")
 
 
 def ask(say: Callable[[str], None]) -> str:

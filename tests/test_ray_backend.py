@@ -1,0 +1,57 @@
+"""Text and evaluations on Ray's actors: a hung one is killed with the reason, a failed one leaves its core to the next."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from gopher.evals.exam import Exam
+from gopher.spec import DataSpec, SubsetSpec, TokenizerSpec
+from sweeps import pulse
+from sweeps.backends import DataJob, EvalJob
+from sweeps.backends.ray import RayBackend
+from sweeps.schedule import CRASH, FINAL, Event, Task
+from sweeps.settings import ClusterSettings
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def ended(backend: RayBackend) -> Event:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if events := backend.poll():
+            return events[0]
+        time.sleep(0.1)
+    raise AssertionError("nothing ended")
+
+
+def test_hung_text_is_killed_and_a_failed_evaluation_frees_its_core(tmp_path: Path) -> None:
+    (tmp_path / "text" / "prose").mkdir(parents=True)
+    (tmp_path / "text" / "prose" / "0.txt").write_text("a text")
+    os.mkfifo(tmp_path / "fingerprints.json")  # reading it waits for ever
+    data = DataSpec(
+        kind="local",
+        path=str(tmp_path / "text"),
+        subsets=(SubsetSpec(name="prose", weight=1.0, origin="prose", revision=""),),
+    )
+    job = DataJob(
+        data=data, tokenizer=TokenizerSpec(vocab_size=512), output_root=tmp_path, pulse=tmp_path / "pulse" / "data-x"
+    )
+    backend = RayBackend(ClusterSettings(cpus=1, gpus=0), tmp_path / "ray")
+    try:
+        backend.warm([], {"data-x": job})
+        backend.submit(Task(key="data-x", kind="data"), job)
+        while pulse.read(tmp_path / "pulse" / "data-x") is None:
+            time.sleep(0.1)
+        backend.cancel("data-x", "no progress for 900 s: the task hangs")
+        event = ended(backend)
+        assert (event.ok, event.cause, event.reason) == (False, CRASH, "no progress for 900 s: the task hangs")
+        exam = EvalJob(folder=tmp_path / "runs" / "none", exam=Exam(tasks=("a",)))
+        for key in ("eval-a", "eval-b"):
+            backend.submit(Task(key=key, kind="eval", workers=1), exam)
+            event = ended(backend)
+            assert (event.key, event.ok, event.cause) == (key, False, FINAL) and "is no run folder" in str(event.reason)
+        assert backend.idle == (0, 0)
+    finally:
+        backend.close()
