@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.points import integer, positive, training_runs
+from analysis.points import integer, newest, positive, training_runs
 from analysis.rows import Array, Points
 
 HISTORIES = ("val/loss", "val/tokens", "val/flops")
@@ -72,7 +72,6 @@ def curves_from_mlflow(tracking_uri: str, experiment: str) -> list[Curve]:
 
 def curve_of(client: Any, run: Any) -> Curve:
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
-    histories = {key: client.get_metric_history(run.info.run_id, key) for key in HISTORIES if key in metrics}
     return Curve(
         run_id=tags.get("trial.id", run.info.run_id),
         rung=tags.get("rung") or params.get("rung", "?"),
@@ -83,6 +82,6 @@ def curve_of(client: Any, run: Any) -> Curve:
         learning_rate=positive(params.get("optim.lr")),
         params_total=positive(params.get("model.n_params")),
         params_non_embedding=positive(params.get("model.n_params_nonemb")),
-        series={key: {m.step: m.value for m in history} for key, history in histories.items()},
+        series={key: newest(client, run.info.run_id, key) for key in HISTORIES if key in metrics},
         final={k: v for k, v in metrics.items() if k.startswith("final/") and math.isfinite(v)},
     )

@@ -46,16 +46,19 @@ def points_from_mlflow(tracking_uri: str, experiment: str, metric: str = "final/
     )
 
 
+def newest(client: Any, run_id: str | None, name: str) -> dict[int, float]:
+    """step -> the newest value logged there: a rewound run and a score that was asked for again have several."""
+    history = sorted(client.get_metric_history(run_id, name), key=lambda m: (m.step, m.timestamp))
+    return {m.step: m.value for m in history}
+
+
 def curves_from_mlflow(tracking_uri: str, experiment: str, metric: str = "val/loss", where: str = "") -> Points:
     """Every evaluation of every usable run as a point, with its own tokens and FLOPs (`val/tokens`, `val/flops`)."""
     finals = points_from_mlflow(tracking_uri, experiment, where=where)
     client = client_of(tracking_uri)
     out = []
     for p in finals:
-        series = {
-            name: {m.step: m.value for m in client.get_metric_history(p.mlflow_run, name)}
-            for name in (metric, "val/tokens", "val/flops")
-        }
+        series = {name: newest(client, p.mlflow_run, name) for name in (metric, "val/tokens", "val/flops")}
         for step in sorted(set.intersection(*map(set, series.values()))):
             values = [positive(series[name][step]) for name in (metric, "val/tokens", "val/flops")]
             if all(v is not None for v in values):

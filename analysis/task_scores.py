@@ -1,9 +1,9 @@
 """Task scores that a sweep logged to MLflow, as the figures need them: value, standard error, chance, the untrained model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from analysis.points import integer, positive, training_runs
+from analysis.points import integer, newest, positive, training_runs
 from analysis.published import published
 from analysis.tasks import HEADLINES, TaskScore, base
 
@@ -56,7 +56,7 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
     out = []
     for task, metric in shown(run.data.metrics):
         name = f"eval/{task}.{metric}"
-        errors = {m.step: m.value for m in history(client, run, f"{name}_stderr")}
+        errors = newest(client, run.info.run_id, f"{name}_stderr") if f"{name}_stderr" in run.data.metrics else {}
         chance = run.data.metrics.get(f"eval/{task}.chance") if base(metric) == "acc" else None
         items = run.data.metrics.get(f"eval/{task}.items")
         out += [
@@ -67,17 +67,17 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
                 rung=tags.get("rung") or params.get("rung", "?"),
                 run_id=tags.get("trial.id", run.info.run_id),
                 params=size,
-                step=point.step,
-                value=point.value,
-                stderr=errors.get(point.step),
+                step=step,
+                value=value,
+                stderr=errors.get(step),
                 n=None if items is None else int(items),
                 chance=chance,
                 is_group=f"eval/{task}.members" in run.data.metrics,
                 higher_is_better=base(metric) not in LOWER_IS_BETTER,
                 seed=integer(params.get("seed", tags.get("seed"))),
-                untrained=point.step == 0,
+                untrained=step == 0,
             )
-            for point in history(client, run, name)
+            for step, value in newest(client, run.info.run_id, name).items()
         ]
     return out
 
@@ -87,9 +87,3 @@ def shown(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     names = [name.removeprefix("eval/").rpartition(".") for name in sorted(metrics) if name.startswith("eval/")]
     pairs = [(task, metric) for task, _, metric in names if base(metric) in HEADLINES or published(task, metric)]
     return [(t, m) for t, m in pairs if not (m == "bpb" and (t, "bits_per_byte") in pairs)]  # one number by two names
-
-
-def history(client: Any, run: Any, name: str) -> Sequence[Any]:
-    """The newest value at each step: a score that was asked for again has several."""
-    found = client.get_metric_history(run.info.run_id, name) if name in run.data.metrics else []
-    return list({m.step: m for m in sorted(found, key=lambda m: (m.step, m.timestamp))}.values())

@@ -5,8 +5,9 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from sweeps.redact import hide_secrets
 NOTE_CHARACTERS = 8000
 ROUND = str.maketrans("[]", "()")
 EVENTS_SHOWN = 20  # in a run's description
-SCORES = "eval/"  # metrics that evaluations log, after training and again when asked otherwise
+SCORES = "eval/"  # metrics that evaluations log, at any step and any time
+TIMED = ("perf/", "final/train_seconds", "final/worker_hours")  # numbers of the clock: every repeat has others
 MISSING_SHOWN = 20  # metrics named in the tag of missing numbers
 
 
@@ -129,7 +131,7 @@ def event_tags(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-Sent = Mapping[str, Sequence[Any]]  # "<name> <step>" -> the last value sent and its revision
+Said = dict[tuple[str, int], tuple[float, int]]  # (name, step) -> last value and how often it has changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,32 +141,55 @@ class Fresh:
     rows: tuple[Row, ...]
     steps: Mapping[str, int]
     missing: Mapping[str, int]
-    scores: Sent  # of task scores alone
 
 
-def fresh_rows(lines: bytes, steps: Mapping[str, int], missing: Mapping[str, int], scores: Sent | None = None) -> Fresh:
-    """Rows of whole log lines that are past the `steps` sent before; null numbers are never sent, only named.
+def fresh_rows(
+    lines: bytes, steps: Mapping[str, int], missing: Mapping[str, int], before: Callable[[], bytes] = bytes
+) -> Fresh:
+    """Rows of whole log lines that MLflow has not been sent; null numbers are never sent, only named.
 
-    Task scores come at any step and any time, and again when more items are asked: of them what differs from the last
-    value sent is new.
+    A repeated step is sent again if its value has changed: after a rewind, or when a task is asked over more items.
+    Numbers of the clock keep their first value. `before` reads the log up to here, and is called for repeats alone; a
+    step up to `steps` that is nowhere in the log was sent from a log that is lost.
     """
-    steps, missing, scores, rows = dict(steps), dict(missing), dict(scores or {}), []
+    steps, missing, rows = dict(steps), dict(missing), []
+    said: Said = {}
+    earlier = cache(lambda: said_in(before()))
+    for name, step, value in numbers_in(lines):
+        if value is None:
+            missing.setdefault(name, step)
+            continue
+        place, first = (name, step), step > steps.get(name, -1)
+        last = said.get(place) or (None if first else earlier().get(place))
+        said[place] = changed(last, value)
+        revision = said[place][1]
+        if last is None and (first or name.startswith(SCORES)):
+            rows.append(Row(name=name, step=step, value=value))
+        elif last is not None and revision > last[1] and not name.startswith(TIMED):
+            rows.append(Row(name=name, step=step, value=value, revision=revision))
+        steps[name] = max(step, steps.get(name, -1))
+    return Fresh(rows=tuple(rows), steps=steps, missing=missing)
+
+
+def numbers_in(lines: bytes) -> Iterator[tuple[str, int, float | None]]:
     for line in lines.splitlines():
         entry = json.loads(line)
-        step = entry["step"]
-        for name, value in entry["metrics"].items():
-            place = f"{name} {step}"
-            if value is None:
-                missing.setdefault(name, step)
-            elif name.startswith(SCORES):
-                last, revision = scores.get(place, (None, -1))
-                if value != last:
-                    scores[place] = [value, revision + 1]
-                    rows.append(Row(name=name, step=step, value=value, revision=revision + 1))
-            elif step > steps.get(name, -1):
-                rows.append(Row(name=name, step=step, value=value))
-                steps[name] = step
-    return Fresh(rows=tuple(rows), steps=steps, missing=missing, scores=scores)
+        yield from ((name, entry["step"], value) for name, value in entry["metrics"].items())
+
+
+def said_in(lines: bytes) -> Said:
+    said: Said = {}
+    for name, step, value in numbers_in(lines):
+        if value is not None:
+            said[name, step] = changed(said.get((name, step)), value)
+    return said
+
+
+def changed(last: tuple[float, int] | None, value: float) -> tuple[float, int]:
+    """Another value is one that another number of workers does not explain: they agree to 1e-5."""
+    if last is None:
+        return value, 0
+    return last if math.isclose(value, last[0], rel_tol=1e-5) else (value, last[1] + 1)
 
 
 def missing_text(missing: Mapping[str, int]) -> str:

@@ -3,12 +3,12 @@
 Workers append to `metrics.jsonl`; the driver reads on from where it was and sends batches. How far it got is kept in
 `<run>/mlflow.json`, so a restarted driver goes on. No step is ever counted twice:
 
-- timestamps are the MLflow run's start plus the step (a little more of a task score that has changed), and MLflow
-  stores an equal (metric, step, timestamp, value) once, so a batch whose answer was lost can be sent again;
+- timestamps are the MLflow run's start plus the step (plus one for every earlier value of that step that was another),
+  and MLflow stores an equal (metric, step, timestamp, value) once, so a batch whose answer was lost can be sent again;
 - when mlflow.json was lost, the MLflow run is found by its tag `trial.id` and goes on after the last step it has;
-- a step that training repeats after a restart is not sent again: the value that MLflow showed first stays. It is the
-  same to the last bit on as many workers, and to about 1e-7 on another number of them. Task scores are sent whenever
-  they differ from the last value sent, at whatever step, and MLflow shows the newest.
+- a step that training repeats after a restart is the same to the last bit on as many workers and to 1e-5 on another
+  number of them, and is not sent again. What differs, after a rewind or in a task asked over more items, is sent with
+  a later time: MLflow shows the newest, and readers take it.
 
 Nothing here stops a training: an unreachable server means a backlog, delivered later.
 """
@@ -239,7 +239,7 @@ class Tracker:
         if (diff := folder.path / "code.diff").exists():
             self._client.log_text(logged.run_id, diff.read_text("utf-8"), "config/uncommitted.diff")
         note: dict[str, Any] = {"run_id": logged.run_id, "start_ms": logged.start_ms, "offset": 0}
-        note |= {"steps": dict(logged.steps), "missing": {}, "scores": {}}
+        note |= {"steps": dict(logged.steps), "missing": {}}
         self._write_note(folder, note)
         return note
 
@@ -276,17 +276,17 @@ class Tracker:
         """New whole lines of the log, in batches. The note moves on only when all of them were taken."""
         from mlflow.entities import Metric
 
-        offset, lines = unread(folder.path / "metrics.jsonl", note["offset"])
+        log = folder.path / "metrics.jsonl"
+        offset, lines = unread(log, note["offset"])
         if not lines:
             return
-        fresh = fresh_rows(lines, note["steps"], note["missing"], note["scores"])
+        fresh = fresh_rows(lines, note["steps"], note["missing"], lambda: log.read_bytes()[:offset])
         rows = [Metric(r.name, r.value, note["start_ms"] + r.after_ms, r.step) for r in fresh.rows]
         for i in range(0, len(rows), METRICS_PER_BATCH):
             self._client.log_batch(note["run_id"], metrics=rows[i : i + METRICS_PER_BATCH])
         if fresh.missing != note["missing"]:
             self._set_tags(note["run_id"], {"metrics.missing": missing_text(fresh.missing)})
         note |= {"offset": offset + len(lines), "steps": fresh.steps, "missing": fresh.missing}
-        note["scores"] = fresh.scores
         self._write_note(folder, note)
 
     def _send_events(self, folder: RunFolder, note: dict[str, Any]) -> None:
@@ -408,9 +408,7 @@ class Tracker:
         except (FileNotFoundError, ValueError):
             return {}
         note = notes.get(self._place)
-        if not isinstance(note, dict) or "scores" not in note:  # it is from before scores could change
-            return {}
-        if self._client and self._gone(note.get("run_id"), folder):
+        if not isinstance(note, dict) or (self._client and self._gone(note.get("run_id"), folder)):
             return {}
         return note
 

@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from logged_study import SHAPES, SUBSETS, finished_folder, log_steps, queued_folder, study_spec
 
+from analysis.points import newest
 from gopher.errors import SetupError, UsageError
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.size import params_non_embedding, params_total, train_flops
@@ -103,15 +104,16 @@ def log_line(step: int, **metrics: float | None) -> bytes:
     return json.dumps({"step": step, "metrics": metrics}).encode() + b"\n"
 
 
-def test_a_repeated_step_is_not_sent_again() -> None:
-    log = log_line(1, loss=5.0) + log_line(2, loss=4.0) + log_line(2, loss=4.5, lr=0.1) + log_line(3, loss=3.0)
-    fresh = fresh_rows(log, {}, {})
-    assert [(r.name, r.step, r.value) for r in fresh.rows] == [
-        ("loss", 1, 5.0),
-        ("loss", 2, 4.0),
-        ("lr", 2, 0.1),
-        ("loss", 3, 3.0),
-    ]
+def test_a_repeated_step_is_sent_again_only_with_another_value() -> None:
+    """A restart repeats the same numbers, to 1e-5 on other workers; a rewind gives others, which come later and count."""
+    log = log_line(1, loss=5.0) + log_line(2, loss=4.0, **{"perf/step_s": 1.0})
+    again = log_line(2, loss=4.000001, lr=0.1, **{"perf/step_s": 2.0}) + log_line(2, loss=4.5) + log_line(3, loss=3.0)
+    whole = [("loss", 1, 5.0, 1), ("loss", 2, 4.0, 2), ("perf/step_s", 2, 1.0, 2)]
+    whole += [("lr", 2, 0.1, 2), ("loss", 2, 4.5, 3), ("loss", 3, 3.0, 3)]
+    rows = fresh_rows(log + again, {}, {}).rows
+    assert [(r.name, r.step, r.value, r.after_ms) for r in rows] == whole
+    first = fresh_rows(log, {}, {})
+    assert first.rows + fresh_rows(again, first.steps, {}, lambda: log).rows == rows
 
 
 def test_a_task_score_is_sent_whenever_it_has_changed() -> None:
@@ -120,9 +122,9 @@ def test_a_task_score_is_sent_whenever_it_has_changed() -> None:
     log += [log_line(9, **{"eval/t.acc": 0.6}), log_line(9, **{"eval/t.acc": 0.5})]
     whole = fresh_rows(b"".join(log), {"eval/t.acc": 9}, {})
     assert [(r.step, r.value, r.after_ms) for r in whole.rows] == [(9, 0.5, 9), (0, 0.2, 0), (9, 0.6, 10), (9, 0.5, 11)]
-    for cut in range(len(log)):  # what was sent is kept as JSON between two readings
+    for cut in range(len(log)):
         first = fresh_rows(b"".join(log[:cut]), {}, {})
-        second = fresh_rows(b"".join(log[cut:]), {}, {}, json.loads(json.dumps(first.scores)))
+        second = fresh_rows(b"".join(log[cut:]), first.steps, {}, lambda cut=cut: b"".join(log[:cut]))
         assert first.rows + second.rows == whole.rows
 
 
@@ -176,9 +178,9 @@ def test_a_log_read_in_pieces_gives_the_rows_of_the_whole(
     whole = fresh_rows(b"".join(lines), {}, {})
     cut = data.draw(st.integers(0, len(lines)))
     first = fresh_rows(b"".join(lines[:cut]), {}, {})
-    second = fresh_rows(b"".join(lines[cut:]), first.steps, first.missing)
+    second = fresh_rows(b"".join(lines[cut:]), first.steps, first.missing, lambda: b"".join(lines[:cut]))
     assert first.rows + second.rows == whole.rows and second.steps == whole.steps and second.missing == whole.missing
-    assert len({(r.name, r.step) for r in whole.rows}) == len(whole.rows)
+    assert len({(r.name, r.step, r.after_ms) for r in whole.rows}) == len(whole.rows)
 
 
 def test_a_half_written_line_waits(tmp_path: Path) -> None:
@@ -336,12 +338,30 @@ def test_a_replay_under_another_driver_doubles_nothing(tracker: Callable[[], Tra
     log_steps(folder, 0, 30)
     assert tracker().mirror(folder)
     log_steps(folder, 20, 59)
-    folder.log(20, {"train/loss": 1.0})  # a repeated step on another number of workers may differ
+    first = folder.metrics()["train/loss"][20]
+    assert first is not None
+    folder.log(20, {"train/loss": first * (1 + 1e-6)})  # a repeated step on another number of workers may differ
     writer = tracker()
     assert writer.mirror(folder)
     losses = history(writer, train_runs(writer)[0], "train/loss")
     assert [step for step, _ in losses] == [1, 10, 20, 30, 40, 50, 59]
-    assert dict(losses)[20] != 1.0
+    assert dict(losses)[20] == first
+
+
+def test_what_a_rewound_run_computes_anew_is_its_newest_number(tracker: Callable[[], Tracker], tmp_path: Path) -> None:
+    folder = queued_folder(tmp_path, small_spec())
+    log_steps(folder, 0, 59)
+    writer = tracker()
+    assert writer.mirror(folder)
+    folder.log(59, {"val/loss": 1.0})
+    assert writer.mirror(folder)
+    (folder.path / "mlflow.json").unlink()
+    writer = tracker()
+    assert writer.mirror(folder)
+    (run,) = train_runs(writer)
+    assert run.data.metrics["val/loss"] == 1.0
+    assert newest(client_of(writer), run.info.run_id, "val/loss")[59] == 1.0
+    assert [step for step, _ in history(writer, run, "val/loss")].count(59) == 2
 
 
 def test_a_lost_note_doubles_nothing(tracker: Callable[[], Tracker], tmp_path: Path) -> None:
