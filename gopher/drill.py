@@ -19,6 +19,7 @@ from gopher.errors import UsageError
 from gopher.record import RunFolder, write_atomic
 
 FAULTS = ("nan", "spike", "hang", "kill", "preempt")
+LASTING = ("nan", "spike")  # those after which the next step comes
 
 
 class Drill:
@@ -40,7 +41,7 @@ class Drill:
             times = fault.get("times", 1)
             if not here or (times is not None and self._struck.get(str(i), 0) >= times):
                 continue
-            if step == at + steps - 1:
+            if step == at + steps - 1 or fault["fault"] not in LASTING:
                 self._struck[str(i)] = self._struck.get(str(i), 0) + 1
                 write_atomic(self._counts, json.dumps(self._struck))
             if fault["fault"] == "nan":

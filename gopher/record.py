@@ -8,7 +8,7 @@ runs/<key>/
     metrics.jsonl     one line per logged step: {"step": 10, "metrics": {"train/loss": 5.1}}
     events.jsonl      what happened besides: {"time": ..., "kind": "rewind", "step": 40, "sentence": "..."}
     checkpoints/      see gopher.checkpoint
-    evals/            scores of the last checkpoint on tasks, see gopher.evals.scores
+    evals/            scores of checkpoints on tasks, see gopher.evals.scores
 """
 
 import errno

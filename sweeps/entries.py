@@ -173,7 +173,10 @@ def fresh_rows(
 
 def numbers_in(lines: bytes) -> Iterator[tuple[str, int, float | None]]:
     for line in lines.splitlines():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a power cut can leave one; `RunFolder.metrics` passes it over, too
+            continue
         yield from ((name, entry["step"], value) for name, value in entry["metrics"].items())
 
 
@@ -270,12 +273,7 @@ def check_uri(uri: str) -> str:
     return uri
 
 
-def without_password(text: str) -> str:
-    """Text for people: user:password@ of any address in it becomes user@."""
-    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1@", text)
-
-
 def told(error: BaseException) -> str:
-    """The first line of an error for people, cut, without passwords."""
-    text = without_password(str(error).strip().split("\n")[0])
+    """The first line of an error for people, cut, without secrets."""
+    text = hide_secrets(str(error).strip().split("\n")[0])
     return text[:200] if text else type(error).__name__

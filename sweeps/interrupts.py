@@ -8,7 +8,7 @@ import os
 import signal
 from types import TracebackType
 
-NOTICE = b"\nas soon as Ray has started (Ctrl-C again leaves at once)\n"
+NOTICE = b"\nas soon as what starts has started (Ctrl-C again leaves at once)\n"
 
 
 class Interrupts:

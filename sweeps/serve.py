@@ -24,7 +24,7 @@ from typing import Any
 
 from gopher.errors import SetupError, UsageError
 from sweeps.dashboard import dashboard_url
-from sweeps.entries import without_password
+from sweeps.redact import hide_secrets
 
 HOST = "127.0.0.1"
 START_SECONDS = 180.0  # usually 5 to 20; longer on a machine that is busy training
@@ -163,7 +163,7 @@ def last_words(root: Path) -> str:
     """Why the server ended: the last exception in its log, or its last line."""
     lines = log_file(root).read_text("utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
     causes = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt): ", line)]
-    return without_password(causes[-1] if causes else lines[-1])[:300]
+    return hide_secrets(causes[-1] if causes else lines[-1])[:300]
 
 
 # ---- questions to a server, without loading mlflow

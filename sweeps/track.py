@@ -45,8 +45,8 @@ from sweeps.entries import (
     standing,
     told,
     unread,
-    without_password,
 )
+from sweeps.redact import hide_secrets
 
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
@@ -156,12 +156,12 @@ class Tracker:
             raise
         except ImportError as error:
             raise SetupError(
-                f"tracking.uri is {without_password(self.uri)} but its database driver is missing ({error}); "
+                f"tracking.uri is {hide_secrets(self.uri)} but its database driver is missing ({error}); "
                 "for Postgres write postgresql+psycopg:// and pip install 'psycopg[binary]'"
             ) from None
         except Exception as error:
             raise SetupError(
-                f"MLflow at {without_password(self.uri)} could not be reached ({told(error)}); {cure}"
+                f"MLflow at {hide_secrets(self.uri)} could not be reached ({told(error)}); {cure}"
             ) from None
 
     def _find_parent(self) -> str | None:
@@ -331,7 +331,7 @@ class Tracker:
                 return self._end_sweep(folders)
             if time.monotonic() > deadline:
                 return (
-                    f"MLflow at {without_password(self.uri)} did not take the logs of {len(left)} runs ({self._error}); "
+                    f"MLflow at {hide_secrets(self.uri)} did not take the logs of {len(left)} runs ({self._error}); "
                     "they are safe in the run folders, the same command delivers them"
                 )
             time.sleep(FLUSH_SECONDS)
@@ -342,9 +342,7 @@ class Tracker:
         try:
             self._client.set_terminated(self._parent, ended)
         except Exception as error:
-            return (
-                f"MLflow at {without_password(self.uri)} did not answer ({told(error)}); the same command tries again"
-            )
+            return f"MLflow at {hide_secrets(self.uri)} did not answer ({told(error)}); the same command tries again"
         return None
 
     # ---- scores, fits, reports, forecasts

@@ -26,7 +26,7 @@ def test_a_signal_during_the_start_strikes_after_it(
             os.kill(os.getpid(), number)
         assert again.value.args == words
     assert signal.getsignal(number) is before
-    assert ("as soon as Ray has started" in capfd.readouterr().err) == (number == signal.SIGINT)
+    assert ("as soon as what starts has started" in capfd.readouterr().err) == (number == signal.SIGINT)
 
 
 def test_a_second_ctrl_c_during_the_start_leaves_at_once() -> None:

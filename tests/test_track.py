@@ -42,7 +42,6 @@ from sweeps.entries import (
     run_tags,
     told,
     unread,
-    without_password,
 )
 from sweeps.track import Tracker
 
@@ -239,12 +238,9 @@ def test_a_file_store_is_refused_with_the_cure(uri: str) -> None:
 
 
 def test_passwords_stay_out_of_what_people_read() -> None:
-    assert without_password("postgresql+psycopg://ann:secret@db/mlflow") == "postgresql+psycopg://ann@db/mlflow"
-    assert without_password("postgresql://ann:p@ss@db:5432/mlflow?x=1") == "postgresql://ann@db:5432/mlflow?x=1"
-    assert without_password("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
     assert (
         told(ValueError("API request to http://ann:secret@host/api failed\nmore"))
-        == "API request to http://ann@host/api failed"
+        == "API request to http://ann:***@host/api failed"
     )
     assert told(ValueError("")) == "ValueError"
 

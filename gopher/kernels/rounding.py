@@ -88,7 +88,8 @@ def update(
         return
     cut = isinstance(place, Columns)
     start, width, stride = (place.start, place.width, place.stride) if isinstance(place, Columns) else (place, 1, 1)
-    narrow, blend = gradient.dtype == torch.bfloat16, 1 - beta1
+    narrow = gradient.dtype == torch.bfloat16
+    blend = torch.tensor(1 - beta1, dtype=torch.float32).item()  # rounded first, as torch does before it takes 1 away
     with torch.cuda.device_of(parameter):
         adam_kernel[(triton.cdiv(count, BLOCK),)](
             parameter.view(torch.int16),

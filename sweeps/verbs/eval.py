@@ -67,7 +67,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
 
 
 def answer(settings: Settings, checkpoints: Sequence[Any], compiled: Sequence[Any], store: Any, bundles: Path) -> int:
-    """Requests that had to be scored; half a minute's in this process, more on Ray."""
+    """Requests that had to be scored; less than about 40 seconds' in this process, more on Ray."""
     from gopher.evals.scores import answer_all, lacking
 
     count, units = 0, lacking(checkpoints, compiled, store)
