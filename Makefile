@@ -16,7 +16,7 @@ demo: $(STAMP)  ## train the demo ladder on real text, fit its scaling curve, wr
 	$(BIN)/gopher report sweep=demo output_root=$(OUT)
 
 test: $(STAMP) lint types  ## what CI runs
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## longer trainings, whole-demo equality, coverage studies
 	$(BIN)/python -m pytest -q -m "slow" --timeout 3000

@@ -20,6 +20,14 @@ else:
 sys.path.insert(0, str(Path(__file__).parent))  # for `studies`
 
 
+LONG = ("test_launch.py", "test_chaos.py", "test_deploy.py", "test_train.py", "test_shard.py", "test_checkpoint.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: two processes share the suite by files, and one would else wait for the other's last."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a trained tiny rung; read only."""

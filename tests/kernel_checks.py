@@ -96,5 +96,5 @@ if __name__ == "__main__":
         print(json.dumps([errors(shape, dtype, "cpu", size) for shape, dtype, size in ATTENTION]))
     else:
         cases = [(place, dtype, 0.9, 0.37) for place in PLACES for dtype in (torch.bfloat16, torch.float32)]
-        cases += [(0, torch.bfloat16, 0.3, 0.37), (0, torch.bfloat16, 0.9, math.nan)]
+        cases += [(0, torch.bfloat16, beta1, 0.37) for beta1 in (0.3, 0.1)] + [(0, torch.bfloat16, 0.9, math.nan)]
         print(json.dumps([unequal_bits(place, dtype, "cpu", beta1, s) for place, dtype, beta1, s in cases]))
