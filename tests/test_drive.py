@@ -8,8 +8,9 @@ from studies import TINY, write_text
 
 from gopher.data import prepare
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, RunFolder, RunState
+from gopher.record import FAILED, FINISHED, MARKER, QUEUED, RunFolder, RunState, write_atomic
 from gopher.train import train
+from sweeps import lease
 from sweeps.backends import BackendLost, DataJob, Job
 from sweeps.budget import CRASHES
 from sweeps.compose import compose, hydra_session
@@ -19,6 +20,7 @@ from sweeps.drive import (
     check_steps,
     failed_runs,
     ladder,
+    new_checkpoints,
     raise_if_all_alike,
     run_tasks,
     tasks_of,
@@ -26,7 +28,7 @@ from sweeps.drive import (
     without_scores,
 )
 from sweeps.folders import make_folders
-from sweeps.schedule import CRASH, DONE, LOST, WAITING, Capacity, Event, Status, Task, doom, ready
+from sweeps.schedule import CRASH, DONE, HELD, LOST, WAITING, Capacity, Event, Status, Task, doom, ready
 from sweeps.screen import Screen
 from sweeps.settings import EvalSettings, Settings, settings_of
 from sweeps.status import run_rows
@@ -188,6 +190,11 @@ def test_checkpoints_to_be_scored_must_be_kept(tiny: tuple[Study, Settings]) -> 
         check_steps(runs, early)
     named = [replace(r, placement=replace(r.placement, named_checkpoints="log")) for r in runs]
     check_steps(named, early)
+    need = new_checkpoints(named[0], settings)
+    kept = settings.run_dir(runs[0].spec.key) / "checkpoints" / "0000000004" / MARKER
+    write_atomic(kept, '{"named": true}')
+    check_steps(runs, early)
+    assert new_checkpoints(named[0], settings) == need - 1
 
 
 def test_a_run_that_is_lost_with_ray_again_and_again_has_a_budget(
@@ -213,6 +220,17 @@ def test_a_run_that_is_lost_with_ray_again_and_again_has_a_budget(
             run_tasks(study, work, settings, Doomed(), screen)
     last = run_tasks(study, work, settings, Doomed(), screen)[key]
     assert last.phase == LOST and "crashed 3 times or took Ray with it, the last time at step 0" in str(last.reason)
+
+
+def test_a_driver_whose_sweep_was_taken_over_writes_no_state(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    make_folders(list(study.runs), settings)
+    with lease.held(settings.sweep_dir, "demo") as own:
+        own.lost = True
+        work, screen = Work(runs=list(study.runs)), Screen("test", live=False)
+        statuses = run_tasks(study, work, settings, InProcess(), screen, own)
+    key = study.runs[0].spec.key
+    assert statuses[key].phase == HELD and RunFolder(settings.run_dir(key)).state().state == QUEUED  # type: ignore[union-attr]
 
 
 def test_caps_count_what_finished_runs_have_used(tiny: tuple[Study, Settings]) -> None:
