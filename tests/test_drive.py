@@ -8,10 +8,10 @@ from studies import TINY, write_text
 
 from gopher.data import prepare
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, MARKER, QUEUED, RunFolder, RunState, write_atomic
+from gopher.record import ASKED, FAILED, FINISHED, MARKER, PREEMPTED, QUEUED, RunFolder, RunState, write_atomic
 from gopher.train import train
 from sweeps import lease
-from sweeps.backends import BackendLost, DataJob, Job
+from sweeps.backends import BackendLost, DataJob, Job, ray_gang
 from sweeps.budget import CRASHES
 from sweeps.compose import compose, hydra_session
 from sweeps.drive import (
@@ -233,6 +233,23 @@ def test_a_driver_whose_sweep_was_taken_over_writes_no_state(tiny: tuple[Study, 
     assert statuses[key].phase == HELD and RunFolder(settings.run_dir(key)).state().state == QUEUED  # type: ignore[union-attr]
 
 
+def test_a_wish_that_comes_while_another_is_obeyed_is_kept(
+    tiny: tuple[Study, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, settings = tiny
+    drive(study, settings, InProcess(crashes=99))  # the text is there
+    make_folders(list(study.runs), settings)
+    folder = RunFolder(settings.run_dir(study.runs[0].spec.key))
+
+    def leaving() -> bool:
+        folder.request_stop(ASKED)
+        return True
+
+    monkeypatch.setattr(ray_gang, "leaving", leaving)
+    assert ray_gang.train_one(folder, 0, 1)["cause"] == PREEMPTED and folder.stop_requested() == ASKED
+    assert ray_gang.train_one(folder, 0, 1)["cause"] == ASKED and folder.stop_requested() is None
+
+
 def test_caps_count_what_finished_runs_have_used(tiny: tuple[Study, Settings]) -> None:
     study, settings = tiny
     done = replace(study.runs[0], spec=replace(study.runs[0].spec, seed=7))
@@ -254,5 +271,6 @@ def test_caps_count_what_finished_runs_have_used(tiny: tuple[Study, Settings]) -
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tiny: tuple[Study, Settings]) -> None:
     study, settings = tiny
+    run = study.runs[0]
     with pytest.raises(SetupError, match="set output_root=DIR"):
-        check_space([*study.runs] * 10_000_000, settings)
+        check_space([replace(run, placement=replace(run.placement, keep_checkpoints=10**10))], settings)
