@@ -5,7 +5,6 @@ with complete.json and renamed at last. A reader takes the newest folder whose f
 SHA-256 sums. Any number of ranks reads what any other number wrote.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -32,7 +31,7 @@ from gopher.errors import GopherError, UsageError
 from gopher.model import Transformer
 from gopher.optim import Adam, Part
 from gopher.parent import find_parent
-from gopher.record import MARKER, RunFolder, write_atomic
+from gopher.record import MARKER, RunFolder, once_named, write_atomic
 from gopher.shard import DTYPES, like
 from gopher.spec import Placement, named_steps
 from gopher.stability import SPIKE_MARGIN_STEPS
@@ -65,7 +64,7 @@ class Saver:
         """`before` is called on the first rank when a checkpoint is about to be published; an OSError keeps it from that."""
         self.folder, self._adam, self._run_key, self._before = folder, adam, run_key, before
         self._keep = placement.keep_checkpoints
-        self.named = named_steps(placement, steps) | frozenset(gather(once_named(folder))[0])  # also after a rewind
+        self.named = named_steps(placement, steps) | gather(once_named(folder))[0]  # also after a rewind
         self._thread = ThreadPoolExecutor(max_workers=1) if placement.checkpoints == "async" else None
         self._group = dist.new_group(backend="gloo") if self._thread else None
         self._writing: tuple[int, dict[str, Any], Future[Written]] | None = None
@@ -181,15 +180,6 @@ def complete(
         for old in set(passing[:-keep]) - {step, behind_spikes(passing)}:
             shutil.rmtree(folder / f"{old:010d}", ignore_errors=True)
     return final
-
-
-def once_named(folder: Path) -> list[int]:
-    """Steps of checkpoints that were written to be kept for ever, whatever the placement says now."""
-    steps = []
-    for path in steps_in(folder):
-        with contextlib.suppress(OSError, ValueError, KeyError, GopherError):  # a damaged one is none
-            steps += [int(path.name)] if read_marker(path).get("named") else []
-    return steps
 
 
 def behind_spikes(steps: list[int]) -> int | None:

@@ -11,6 +11,7 @@ runs/<key>/
     evals/            scores of checkpoints on tasks, see gopher.evals.scores
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -269,3 +270,13 @@ class RunFolder:
             return (self.path / name).read_text("utf-8")
         except FileNotFoundError:
             raise GopherError(f"{self.path / name} does not exist; launch the run first or check the folder") from None
+
+
+def once_named(checkpoints: Path) -> frozenset[int]:
+    """Steps of checkpoints that were written to be kept for ever, whatever the placement says now."""
+    steps = set()
+    for marker in checkpoints.glob(f"[0-9]*/{MARKER}"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a damaged one is none
+            if json.loads(marker.read_text("utf-8")).get("named"):
+                steps.add(int(marker.parent.name))
+    return frozenset(steps)

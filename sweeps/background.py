@@ -10,14 +10,13 @@ from pathlib import Path
 from gopher.errors import SetupError, UsageError
 from sweeps import lease
 from sweeps.backends import LOST_TIMES
-from sweeps.launched import command_line, key_of
+from sweeps.launched import ADDRESS, ADDRESS_WORD, command_line, key_of
 from sweeps.redact import hide_secrets
 from sweeps.settings import Settings
 
 MAX_LOST = 50
 BACK_OFF_SECONDS = 60.0
 BEGIN_SECONDS = 120.0  # how long a detached launch may take until it drives, before its start is no longer waited for
-ADDRESS = "GOPHER_TRACKING_URI"  # where a driver that we start finds the address that holds a password
 LINES_SHOWN = 5  # of the log of a launch that has ended at once
 
 
@@ -30,16 +29,13 @@ def command(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "sweeps.cli", "launch", *own_words(words)]
 
 
-def has_password(settings: Settings) -> bool:
-    return settings.tracking.uri is not None and hide_secrets(settings.tracking.uri) != settings.tracking.uri
-
-
 def without_password(words: Sequence[str], settings: Settings) -> tuple[list[str], dict[str, str]]:
     """The words and what the environment must have: a command line is seen by every user of the machine."""
-    if settings.tracking.uri is None or not has_password(settings):
+    uri = settings.tracking.uri
+    if uri is None or hide_secrets(uri) == uri:
         return list(words), {}
     others = [w for w in words if key_of(w) != "tracking.uri"]
-    return [*others, f"tracking.uri=${{oc.env:{ADDRESS}}}"], {ADDRESS: settings.tracking.uri}
+    return [*others, ADDRESS_WORD], {ADDRESS: uri}
 
 
 def detach(words: Sequence[str], settings: Settings, say: Callable[[str], None]) -> int:
@@ -59,6 +55,8 @@ def detach(words: Sequence[str], settings: Settings, say: Callable[[str], None])
         if code is not None:
             lines = log.read_bytes()[before:].decode("utf-8", "replace").splitlines()
             say("\n".join(lines[-LINES_SHOWN:]))
+            if settings.format == "json":
+                print(json.dumps({"sweep": settings.name, "detached": None, "exit_code": code}))
             return code
         where = f"process {pid}, log in {log}"
     else:
@@ -101,26 +99,38 @@ def submit_job(words: Sequence[str], settings: Settings) -> str:
     """Ray's name of the job that drives the sweep; the output root is the same folder there, whatever folder it starts in."""
     from sweeps.backends.ray_jobs import submit
 
-    if has_password(settings):
+    if any(key_of(w) == "tracking.uri" and hide_secrets(w) != w for w in words):
         raise UsageError(
             "tracking.uri holds a password, which a Ray job shows to everybody who sees the cluster; "
             "export it as MLFLOW_URI where Ray's head is started and write 'tracking.uri=${oc.env:MLFLOW_URI}'"
         )
     root = str(settings.root).replace("\\", "\\\\").replace('"', '\\"')
-    return submit([*own_words(words), f'output_root="{root}"'], settings.cluster.address)
+    others = [w for w in own_words(words) if key_of(w) != "output_root"]
+    return submit([*others, f'output_root="{root}"'], settings.cluster.address)
+
+
+def times_lost() -> int:
+    """How often this launch has lost Ray, with the loss that is at hand."""
+    return int(os.environ.get(LOST_TIMES, "0")) + 1
+
+
+def back_off(stopped: Callable[[], bool]) -> None:
+    """The pause before a new launch after Ray was lost: longer each time, over at once when `stopped()`."""
+    deadline = time.monotonic() + min(BACK_OFF_SECONDS, 2.0 ** times_lost())
+    while time.monotonic() < deadline and not stopped():
+        time.sleep(0.5)
 
 
 def start_again(words: Sequence[str], settings: Settings) -> bool:
-    """Replace this process by a new launch after Ray was lost, with a growing pause; False once that was tried too often.
+    """Replace this process by a new launch after Ray was lost; False once that was tried too often.
 
     A launch goes on from the run folders whatever happened before, so that a new process needs nothing of the old one.
     """
-    times = int(os.environ.get(LOST_TIMES, "0")) + 1
+    times = times_lost()
     if times > MAX_LOST:
         return False
     own, address = without_password(words, settings)
     os.environ.update({LOST_TIMES: str(times), **address})
-    time.sleep(min(BACK_OFF_SECONDS, 2.0**times))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, command(own))

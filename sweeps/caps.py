@@ -30,10 +30,15 @@ def spent(runs: Iterable[PlannedRun], settings: Settings, earlier: Spent = NOTHI
         place = run.placement
         gpu_hours += hours * place.workers * (place.device == "cuda")
         cpu_hours += hours * place.workers * place.threads_per_worker
-    prices = settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour
-    missing = all(p is None for p in prices) or (gpu_hours > 0 and prices[0] is None)
-    usd = None if missing else gpu_hours * (prices[0] or 0.0) + cpu_hours * (prices[1] or 0.0)
-    return Spent(gpu_hours=gpu_hours, cpu_hours=cpu_hours, usd=usd)
+    cost = usd(gpu_hours, cpu_hours, settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour)
+    return Spent(gpu_hours=gpu_hours, cpu_hours=cpu_hours, usd=cost)
+
+
+def usd(gpu_hours: float, cpu_hours: float, per_gpu_hour: float | None, per_cpu_hour: float | None) -> float | None:
+    """What the hours cost; None where a price that they need is not set."""
+    if per_gpu_hour is None and (per_cpu_hour is None or gpu_hours > 0):
+        return None
+    return gpu_hours * (per_gpu_hour or 0.0) + cpu_hours * (per_cpu_hour or 0.0)
 
 
 def reached(used: Spent, settings: Settings) -> str | None:

@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
+from gopher.record import FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder, once_named
 from gopher.size import params_total, train_flops
-from gopher.spec import Placement, named_steps
+from gopher.spec import named_steps
 from sweeps import schedule
 from sweeps.backends import Backend, BackendLost, DataJob, EvalJob, Job, TrainJob
 from sweeps.budget import handed_on
@@ -69,9 +70,7 @@ def ladder(study: Study, runs: list[PlannedRun]) -> dict[str, tuple[str, ...]]:
 
 def check_space(runs: list[PlannedRun], settings: Settings) -> None:
     """Checkpoints hold parameters and two moments; refuse to start what the disk cannot hold."""
-    need = SPARE_BYTES + sum(
-        most_checkpoints(r.placement, r.spec.steps) * 12 * params_total(r.spec.model) for r in runs
-    )
+    need = SPARE_BYTES + sum(new_checkpoints(r, settings) * 12 * params_total(r.spec.model) for r in runs)
     free = shutil.disk_usage(settings.root).free
     if free < need:
         raise SetupError(
@@ -84,7 +83,7 @@ def check_steps(runs: list[PlannedRun], settings: Settings) -> None:
     """Refuse to train towards an evaluation of checkpoints that will not be kept."""
     steps = settings.evals.steps
     for run in runs:
-        kept = named_steps(run.placement, run.spec.steps) | {run.spec.steps}
+        kept = named_steps(run.placement, run.spec.steps) | once_named(checkpoints(run, settings)) | {run.spec.steps}
         if gone := [s for s in steps if s not in kept]:
             raise UsageError(
                 f"evals.steps names step {gone[0]}, whose checkpoint {run.spec.rung} will not keep; it keeps the last "
@@ -92,9 +91,14 @@ def check_steps(runs: list[PlannedRun], settings: Settings) -> None:
             )
 
 
-def most_checkpoints(placement: Placement, steps: int) -> int:
-    """Checkpoints of a run at one time: the newest, the named, one behind a spike, one that is being written."""
-    return placement.keep_checkpoints + len(named_steps(placement, steps)) + 2
+def new_checkpoints(run: PlannedRun, settings: Settings) -> int:
+    """Checkpoints that a run may add: the newest, the named that are not there yet, one behind a spike, one being written."""
+    named = named_steps(run.placement, run.spec.steps) - once_named(checkpoints(run, settings))
+    return run.placement.keep_checkpoints + len(named) + 2
+
+
+def checkpoints(run: PlannedRun, settings: Settings) -> Path:
+    return RunFolder(settings.run_dir(run.spec.key)).checkpoints
 
 
 def tasks_of(work: Work) -> list[Task]:
@@ -221,7 +225,8 @@ def run_tasks(
         budget.ray_lost({key: state.step for key, state in states.items() if state})
         budget.hand_on()
         raise
-    note_losses(work.runs, statuses, settings)
+    if own is None or not own.lost:  # else the folders are another launch's
+        note_losses(work.runs, statuses, settings)
     screen.update(run_rows(study.specs, settings))
     return statuses
 

@@ -16,6 +16,7 @@ from gopher.identity import content_hash
 from gopher.record import RunState
 from gopher.size import FLOPS_CONVENTION, MFU_CONVENTION, params_non_embedding, params_total, train_flops
 from gopher.spec import Placement, RunSpec
+from sweeps.caps import usd
 from sweeps.dashboard import rung_color
 from sweeps.redact import hide_secrets
 
@@ -114,11 +115,8 @@ def cost_rows(
     hours = seconds / 3600 * place.workers
     gpu_hours, cpu_hours = hours * (place.device == "cuda"), hours * place.threads_per_worker
     rows = [Row(name="final/gpu_hours", step=step, value=gpu_hours)] if gpu_hours else []
-    unpriced = usd_per_gpu_hour is None and (usd_per_cpu_hour is None or gpu_hours > 0)
-    if not unpriced:
-        usd = gpu_hours * (usd_per_gpu_hour or 0.0) + cpu_hours * (usd_per_cpu_hour or 0.0)
-        rows.append(Row(name="final/usd", step=step, value=usd))
-    return rows
+    cost = usd(gpu_hours, cpu_hours, usd_per_gpu_hour, usd_per_cpu_hour)
+    return rows if cost is None else [*rows, Row(name="final/usd", step=step, value=cost)]
 
 
 def event_tags(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:

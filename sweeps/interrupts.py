@@ -28,6 +28,8 @@ class Interrupts:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        if error is None and self._noted and not self._through:  # nothing ran that it could have struck
+            raise interrupt(self._noted[-1])
 
     def listen(self) -> None:
         """Hear both signals; again after Ray's start, which hears SIGTERM itself."""

@@ -12,11 +12,14 @@ from pathlib import Path
 from gopher.errors import GopherError
 from gopher.record import write_atomic
 from gopher.spec import RunSpec, build
+from sweeps.compose import read_word
 from sweeps.settings import Settings
 from sweeps.study import Study
 
 NAMES_RUNS = ("name", "output_root")  # settings that tell one sweep from another; the rest never changes its runs
 ABOUT_ONE_COMMAND = ("detach", "watch", "format")
+ADDRESS = "GOPHER_TRACKING_URI"  # where a driver that we start finds the address that holds a password
+ADDRESS_WORD = f"tracking.uri=${{oc.env:{ADDRESS}}}"  # which means nothing in a shell of the person
 
 
 def key_of(word: str) -> str:
@@ -25,7 +28,8 @@ def key_of(word: str) -> str:
 
 def command_line(verb: str, overrides: Sequence[str], *more: str) -> str:
     """What to type for another command on the same sweep: the user's own words, but for how one command runs."""
-    return shlex.join(["gopher", verb, *(w for w in overrides if key_of(w) not in ABOUT_ONE_COMMAND), *more])
+    words = [w for w in overrides if key_of(w) not in ABOUT_ONE_COMMAND and w != ADDRESS_WORD]
+    return shlex.join(["gopher", verb, *words, *more])
 
 
 def naming_words(overrides: Sequence[str]) -> list[str]:
@@ -46,16 +50,17 @@ def as_launched(overrides: Sequence[str], known: Sequence[str], default_root: st
     A name among `known`, of a config, means that config; a word that is said again replaces that of the launch.
     """
     said = {key_of(word): word for word in overrides}
-    name = said.get("sweep", "").partition("=")[2]
+    name = read_word(said["sweep"]).value if "sweep" in said else None
     if not name or name in known:
         return list(overrides)
-    root = said.get("output_root", f"={default_root}").partition("=")[2]
+    root = read_word(said["output_root"]).value if "output_root" in said else default_root
     try:
-        words = json.loads((Path(root) / "sweeps" / name / "sweep.json").read_text("utf-8"))["words"]
-    except (OSError, ValueError, KeyError, TypeError):
+        words = json.loads((Path(str(root)) / "sweeps" / str(name) / "sweep.json").read_text("utf-8"))["words"]
+        last = {key_of(word): number for number, word in enumerate(words)}  # of a word that was said twice, it counts
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return list(overrides)  # no such launch: composing them says what is wrong
     del said["sweep"]
-    launched = [said.pop(key_of(word), word) for word in words]
+    launched = [said.pop(key, words[number]) for key, number in sorted(last.items(), key=lambda item: item[1])]
     rest = [word for word in overrides if key_of(word) in said]
     return [*(word for word in rest if "=" not in word), *launched, *(word for word in rest if "=" in word)]
 

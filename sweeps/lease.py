@@ -76,7 +76,8 @@ def read(folder: Path) -> Found | None:
     try:
         written, holder = path.stat().st_mtime, holder_in(path)
         use, age = use_file(folder, holder.id), max(0.0, file_system_now(folder) - written)
-        return Found(holder=holder_in(use) if use.exists() else holder, age_seconds=age)
+        told = holder_in(use) if use.exists() else holder
+        return Found(holder=told if told.id == holder.id else holder, age_seconds=age)  # one that is torn tells nothing
     except FileNotFoundError:
         return None
 

@@ -85,11 +85,12 @@ class Lookout:
         if self._taken_over:
             self.stopped = True
             return TAKEN_OVER
-        if not stop_mark(self.settings).exists():
+        if self.own is None or not stop_asked(self.settings, self.own):
             return reached(spent(self.runs.values(), self.settings, self.earlier), self.settings)
         self.stopped = True
-        for key in self.runs.keys() & set(active):
-            self._folder(key).request_stop()
+        for folder in map(self._folder, self.runs.keys() & set(active)):
+            if folder.is_held():  # one that begins is asked at a later look, one that has just ended never
+                folder.request_stop()
         return "stopped by `gopher stop`; `gopher resume` goes on"
 
     @property
@@ -104,6 +105,8 @@ class Lookout:
 
         They are waited for. One that was left unfinished is queued anew, as its folder says how the other ran it.
         """
+        if self._taken_over:
+            return self._elsewhere
         before = [k for k in self._elsewhere if statuses[k].phase == schedule.WAITING]
         held = {k for k in before if self._folder(k).is_held()}
         left = [self.runs[k] for k in before if k not in held and not self._finished(k)]
@@ -130,8 +133,10 @@ class Lookout:
         out = {}
         for key in active:
             if key not in self.runs:
-                progress = (pulse.read(pulse_file(self.settings, key)),)
-                if why := self.watch.hung(key, progress, what="task"):
+                count = pulse.read(pulse_file(self.settings, key))
+                if count is None:  # it waits for a place on a busy cluster
+                    self.watch.forget(key)
+                elif why := self.watch.hung(key, (count,), what="task"):
                     out[key] = why
                     self.watch.forget(key)
                 continue
@@ -199,3 +204,11 @@ def pulse_file(settings: Settings, key: str) -> Path:
 def stop_mark(settings: Settings) -> Path:
     """The file by which `gopher stop` asks the driver of a sweep to end."""
     return settings.sweep_dir / "stop"
+
+
+def stop_asked(settings: Settings, own: Lease) -> bool:
+    """Whether the driver that holds `own` shall end; a mark that names another holder was meant for that one."""
+    try:
+        return stop_mark(settings).read_text("utf-8") == own.holder.id
+    except FileNotFoundError:
+        return False

@@ -1,16 +1,18 @@
 """A detached launch outlives its terminal and says how to follow and stop it; a job server that isn't there is one sentence;
 a launch whose Ray was lost begins anew with the same words."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from gopher.errors import SetupError, UsageError
 from sweeps.backends import LOST_TIMES
-from sweeps.background import MAX_LOST, command, detach, submit_job, without_password
+from sweeps.background import MAX_LOST, back_off, command, detach, submit_job, without_password
 from sweeps.compose import compose, hydra_session
 from sweeps.launched import command_line
 from sweeps.lease import held
@@ -27,14 +29,19 @@ def test_a_detached_launch_does_not_detach_again(word: str) -> None:
 
 def test_the_next_command_has_the_words_of_the_person() -> None:
     words = ["sweep=demo", "name=k", "axes.seed=[1,2]", "++detach=true", "format=json", "watch=false"]
-    assert command_line("stop", words) == "gopher stop sweep=demo name=k 'axes.seed=[1,2]'"
+    secret = Settings(output_root="out", name="k", tracking=TrackingSettings(uri=ADDRESS))
+    for own in (words, without_password(words, secret)[0]):
+        assert command_line("stop", own) == "gopher stop sweep=demo name=k 'axes.seed=[1,2]'"
 
 
-def test_a_launch_that_ends_at_once_is_told_with_its_words_and_its_code(tmp_path: Path) -> None:
+def test_a_launch_that_ends_at_once_is_told_with_its_words_and_its_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said: list[str] = []
-    settings = Settings(output_root=str(tmp_path), name="demo")
+    settings = Settings(output_root=str(tmp_path), name="demo", format="json")
     assert detach(["sweep=nowhere"], settings, said.append) == 2
     assert "sweep=nowhere is not a known choice" in said[0] and "background" not in said[0]
+    assert json.loads(capsys.readouterr().out) == {"sweep": "demo", "detached": None, "exit_code": 2}
     assert "nowhere" in (tmp_path / "sweeps" / "demo" / "launch.log").read_text()
 
 
@@ -62,12 +69,13 @@ def test_a_job_gets_no_password_and_the_folder_that_was_meant(tmp_path: Path, mo
     cluster = ClusterSettings(address="127.0.0.1:1")
     secret = Settings(output_root="out", name="demo", cluster=cluster, tracking=TrackingSettings(uri=ADDRESS))
     with pytest.raises(UsageError, match="tracking.uri holds a password"):
-        submit_job(["sweep=demo"], secret)
+        submit_job(["sweep=demo", f"tracking.uri={ADDRESS}"], secret)
     got: list[object] = []
     monkeypatch.setattr("sweeps.backends.ray_jobs.submit", lambda words, address: got.extend((words, address)) or "job")
     monkeypatch.chdir(tmp_path)
-    assert submit_job(["output_root=out", "+detach=true"], Settings(output_root="out", name="demo", cluster=cluster))
-    assert got == [["output_root=out", "detach=false", f'output_root="{tmp_path / "out"}"'], "127.0.0.1:1"]
+    safe = "tracking.uri=${oc.env:MLFLOW_URI}"
+    assert submit_job([safe, "output_root=out", "+detach=true"], secret)
+    assert got == [[safe, "detach=false", f'output_root="{tmp_path / "out"}"'], "127.0.0.1:1"]
 
 
 def test_a_missing_job_server_is_told_with_the_cure(tmp_path: Path) -> None:
@@ -87,3 +95,11 @@ def test_a_lost_ray_is_waited_for_a_bounded_number_of_times() -> None:
     environment = {"PATH": "/usr/bin:/bin", LOST_TIMES: str(MAX_LOST)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_pause_after_a_lost_ray_ends_with_a_wish_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOST_TIMES, "40")
+    answers = iter([False, True])
+    began = time.monotonic()
+    back_off(lambda: next(answers))
+    assert time.monotonic() - began < 5

@@ -8,9 +8,10 @@ from studies import TINY, write_text
 
 from gopher.data import prepare
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, RunFolder, RunState
+from gopher.record import ASKED, FAILED, FINISHED, MARKER, PREEMPTED, QUEUED, RunFolder, RunState, write_atomic
 from gopher.train import train
-from sweeps.backends import BackendLost, DataJob, Job
+from sweeps import lease
+from sweeps.backends import BackendLost, DataJob, Job, ray_gang
 from sweeps.budget import CRASHES
 from sweeps.compose import compose, hydra_session
 from sweeps.drive import (
@@ -19,6 +20,7 @@ from sweeps.drive import (
     check_steps,
     failed_runs,
     ladder,
+    new_checkpoints,
     raise_if_all_alike,
     run_tasks,
     tasks_of,
@@ -26,7 +28,7 @@ from sweeps.drive import (
     without_scores,
 )
 from sweeps.folders import make_folders
-from sweeps.schedule import CRASH, DONE, LOST, WAITING, Capacity, Event, Status, Task, doom, ready
+from sweeps.schedule import CRASH, DONE, HELD, LOST, WAITING, Capacity, Event, Status, Task, doom, ready
 from sweeps.screen import Screen
 from sweeps.settings import EvalSettings, Settings, settings_of
 from sweeps.status import run_rows
@@ -188,6 +190,11 @@ def test_checkpoints_to_be_scored_must_be_kept(tiny: tuple[Study, Settings]) -> 
         check_steps(runs, early)
     named = [replace(r, placement=replace(r.placement, named_checkpoints="log")) for r in runs]
     check_steps(named, early)
+    need = new_checkpoints(named[0], settings)
+    kept = settings.run_dir(runs[0].spec.key) / "checkpoints" / "0000000004" / MARKER
+    write_atomic(kept, '{"named": true}')
+    check_steps(runs, early)
+    assert new_checkpoints(named[0], settings) == need - 1
 
 
 def test_a_run_that_is_lost_with_ray_again_and_again_has_a_budget(
@@ -215,6 +222,34 @@ def test_a_run_that_is_lost_with_ray_again_and_again_has_a_budget(
     assert last.phase == LOST and "crashed 3 times or took Ray with it, the last time at step 0" in str(last.reason)
 
 
+def test_a_driver_whose_sweep_was_taken_over_writes_no_state(tiny: tuple[Study, Settings]) -> None:
+    study, settings = tiny
+    make_folders(list(study.runs), settings)
+    with lease.held(settings.sweep_dir, "demo") as own:
+        own.lost = True
+        work, screen = Work(runs=list(study.runs)), Screen("test", live=False)
+        statuses = run_tasks(study, work, settings, InProcess(), screen, own)
+    key = study.runs[0].spec.key
+    assert statuses[key].phase == HELD and RunFolder(settings.run_dir(key)).state().state == QUEUED  # type: ignore[union-attr]
+
+
+def test_a_wish_that_comes_while_another_is_obeyed_is_kept(
+    tiny: tuple[Study, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, settings = tiny
+    drive(study, settings, InProcess(crashes=99))  # the text is there
+    make_folders(list(study.runs), settings)
+    folder = RunFolder(settings.run_dir(study.runs[0].spec.key))
+
+    def leaving() -> bool:
+        folder.request_stop(ASKED)
+        return True
+
+    monkeypatch.setattr(ray_gang, "leaving", leaving)
+    assert ray_gang.train_one(folder, 0, 1)["cause"] == PREEMPTED and folder.stop_requested() == ASKED
+    assert ray_gang.train_one(folder, 0, 1)["cause"] == ASKED and folder.stop_requested() is None
+
+
 def test_caps_count_what_finished_runs_have_used(tiny: tuple[Study, Settings]) -> None:
     study, settings = tiny
     done = replace(study.runs[0], spec=replace(study.runs[0].spec, seed=7))
@@ -236,5 +271,6 @@ def test_caps_count_what_finished_runs_have_used(tiny: tuple[Study, Settings]) -
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(tiny: tuple[Study, Settings]) -> None:
     study, settings = tiny
+    run = study.runs[0]
     with pytest.raises(SetupError, match="set output_root=DIR"):
-        check_space([*study.runs] * 10_000_000, settings)
+        check_space([replace(run, placement=replace(run.placement, keep_checkpoints=10**10))], settings)

@@ -35,3 +35,11 @@ def test_a_second_ctrl_c_during_the_start_leaves_at_once() -> None:
         "with Interrupts():\n    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 130
+
+
+def test_a_signal_during_a_start_that_leaves_early_is_not_lost() -> None:
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(ValueError, match="no room"), Interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("no room")

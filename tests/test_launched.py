@@ -15,7 +15,7 @@ from sweeps.compose import compose, hydra_session
 from sweeps.settings import Settings, settings_of
 from sweeps.study import study_of
 from sweeps.verbs import status
-from sweeps.verbs.launch import forget_stop, report_end
+from sweeps.verbs.launch import report_end
 
 
 @pytest.fixture
@@ -47,6 +47,20 @@ def test_a_sweep_launched_by_name_is_found_by_it(words: list[str], tmp_path: Pat
     assert again == named and launched.specs_of(again, settings) == study_of(named).specs
     assert launched.as_launched(["sweep=mine"], ["demo"], "elsewhere") == ["sweep=mine"]
     assert launched.as_launched(["sweep=mine"], ["mine"], root) == ["sweep=mine"]
+
+
+def test_a_word_that_a_launch_said_twice_counts_once_and_quotes_are_read(words: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "out, quoted"
+    twice = ["rungs=[84k]", *words[:4], "name=mine", "axes.seed=[1]", "axes.seed=[2]"]
+    launched.keep(study_of([*words, "name=mine"]), twice, Settings(output_root=str(root), name="mine"))
+    said = ["sweep='mine'", f'output_root="{root}"']
+    assert launched.as_launched([*said, "axes.seed=[3]"], ["demo"], "elsewhere") == [
+        *words[:4],
+        "name=mine",
+        "axes.seed=[3]",
+        said[1],
+    ]
+    assert launched.as_launched(said, ["demo"], "elsewhere")[-2:] == ["axes.seed=[2]", said[1]]
 
 
 def test_the_command_line_knows_a_launched_name(
@@ -97,17 +111,6 @@ def test_the_end_of_a_launch_as_json_and_in_the_words_of_the_person(
     assert [r["state"] for r in json.loads(out)["runs"]] == [FINISHED] * len(study.runs)
     named = " ".join(shlex.quote(w) for w in words[:-1])
     assert f"gopher fit {named}   gopher report {named}" in err.replace("\n", " ")
-
-
-def test_a_stop_that_was_asked_for_while_a_launch_starts_is_kept_and_an_older_one_is_forgotten(tmp_path: Path) -> None:
-    mark = tmp_path / "stop"
-    forget_stop(mark, "mine")
-    mark.write_text("mine")  # came while this launch was starting
-    forget_stop(mark, "mine")
-    assert mark.exists()
-    mark.write_text("theirs")
-    forget_stop(mark, "mine")
-    assert not mark.exists()
 
 
 def test_every_setting_of_the_config_is_read(words: list[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from gopher.errors import SetupError
 from sweeps import lease
-from sweeps.lease import STALE_SECONDS, Holder, create, read, remove_stale
+from sweeps.lease import STALE_SECONDS, Holder, create, read, remove_stale, use_file
 
 
 def stranger(**who: object) -> Holder:
@@ -131,3 +131,13 @@ def test_a_holder_that_slept_touches_nothing_of_its_successor(tmp_path: Path) ->
         os.utime(mine._file.fileno())
         assert read(tmp_path).age_seconds > 50 and not mine.lost  # type: ignore[union-attr]
     assert read(tmp_path).holder.id == "x"  # type: ignore[union-attr]
+
+
+def test_a_stale_lease_beside_a_torn_use_file_is_taken_over(tmp_path: Path) -> None:
+    create(tmp_path, stranger())
+    use_file(tmp_path, "x").write_text('{"id": "x", "ho')
+    age(tmp_path, STALE_SECONDS + 5)
+    assert read(tmp_path).holder == stranger()  # type: ignore[union-attr]
+    with lease.held(tmp_path, "demo"):
+        pass
+    assert list(tmp_path.iterdir()) == []

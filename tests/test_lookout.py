@@ -14,7 +14,7 @@ from gopher.record import ASKED, QUEUED, RUNNING, STOPPED, RunFolder, RunState, 
 from gopher.spec import Placement
 from sweeps import lease
 from sweeps.backends.simulated import VirtualClock
-from sweeps.caps import reached, spent
+from sweeps.caps import reached, spent, usd
 from sweeps.drive import Work, failed_runs, note_losses, tasks_of
 from sweeps.folders import make_folders
 from sweeps.hang import STARTING_SECONDS, STEPS_OF_GRACE, HangWatch, progress_of
@@ -49,6 +49,7 @@ def test_hours_and_money_count_every_attempt(runs: list[PlannedRun], tmp_path: P
     used = spent(runs, settings_with(tmp_path, usd=2.5))
     assert (used.gpu_hours, used.cpu_hours, used.usd) == (4.0, 4.0, 10.0)
     assert spent(runs, settings_with(tmp_path)).usd is None  # no price, no figure
+    assert (usd(0.0, 4.0, None, 2.0), usd(1.0, 4.0, None, 2.0), usd(1.0, 4.0, 3.0, None)) == (8.0, None, 3.0)
 
 
 def test_a_reached_cap_is_a_sentence(runs: list[PlannedRun], tmp_path: Path) -> None:
@@ -80,14 +81,18 @@ def test_a_run_hangs_by_its_steps_not_by_its_process(runs: list[PlannedRun], tmp
 
 def test_a_stop_request_asks_the_running_and_holds_the_waiting(runs: list[PlannedRun], tmp_path: Path) -> None:
     settings, tasks = settings_with(tmp_path), tasks_of(Work(runs=runs))
-    lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), None, VirtualClock())
-    statuses = {t.key: Status(phase=DONE) for t in tasks} | {runs[0].spec.key: Status(phase=ACTIVE)}
-    assert lookout(statuses).hold is None and not lookout.stopped
-    stop_mark(settings).parent.mkdir(parents=True)
-    stop_mark(settings).touch()
-    lookout.clock.sleep(2)
-    assert "stopped by `gopher stop`" in str(lookout(statuses).hold) and lookout.stopped
-    assert [RunFolder(tmp_path / "runs" / r.spec.key).stop_requested() for r in runs] == [ASKED, None]
+    statuses = {t.key: Status(phase=DONE) for t in tasks} | {r.spec.key: Status(phase=ACTIVE) for r in runs}
+    folders = [RunFolder(tmp_path / "runs" / r.spec.key) for r in runs]
+    with lease.held(settings.sweep_dir, "demo") as own, folders[0].held():
+        lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), own, VirtualClock())
+        assert lookout(statuses).hold is None and not lookout.stopped
+        write_atomic(stop_mark(settings), "another launch")
+        lookout.clock.sleep(2)
+        assert lookout(statuses).hold is None and not lookout.stopped
+        write_atomic(stop_mark(settings), own.holder.id)
+        lookout.clock.sleep(2)
+        assert "stopped by `gopher stop`" in str(lookout(statuses).hold) and lookout.stopped
+        assert [f.stop_requested() for f in folders] == [ASKED, None]  # the second has not begun
 
 
 def test_a_run_that_another_sweep_trains_is_waited_for_and_then_queued(runs: list[PlannedRun], tmp_path: Path) -> None:
@@ -117,10 +122,15 @@ def test_a_driver_whose_sweep_was_taken_over_kills_its_own_and_marks_nothing(
     with lease.held(settings.sweep_dir, "demo") as own:
         lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), own, VirtualClock())
         statuses = {t.key: Status(phase=DONE) for t in tasks} | {runs[0].spec.key: Status(phase=ACTIVE)}
-        assert lookout(statuses).hold is None
+        waiting = {t.key: Status(phase=DONE if t.kind == "data" else WAITING) for t in tasks}
+        with RunFolder(tmp_path / "runs" / runs[1].spec.key).held():
+            assert lookout(waiting).elsewhere == {runs[1].spec.key}
+        lookout.clock.sleep(2)
         (settings.sweep_dir / "lease.json").unlink()
         lease.create(settings.sweep_dir, replace(own.holder, id="successor"))
         own.tell(cpus=99)
+        lookout(waiting)
+        assert RunFolder(tmp_path / "runs" / runs[1].spec.key).state().state == RUNNING  # type: ignore[union-attr]
         lookout.clock.sleep(2)
         outlook = lookout(statuses)
     assert outlook.hold == TAKEN_OVER and outlook.hung == {runs[0].spec.key: TAKEN_OVER}
@@ -144,6 +154,9 @@ def test_a_text_or_evaluation_task_hangs_by_its_pulse(runs: list[PlannedRun], tm
     lookout = Lookout(tasks, runs, settings, Capacity(cpus=8, gpus=8), None, VirtualClock())
     key = tasks[0].key
     statuses = {t.key: Status(phase=ACTIVE if t.key == key else WAITING) for t in tasks}
+    for _ in range(2):  # it waits for a place
+        assert lookout(statuses).hung == {}
+        lookout.clock.sleep(10 * STARTING_SECONDS)
     for count in ("0", "1", "1"):
         assert lookout(statuses).hung == {}
         write_atomic(pulse_file(settings, key), count)

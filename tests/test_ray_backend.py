@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gopher.evals.exam import Exam
+from gopher.record import write_atomic
 from gopher.spec import DataSpec, SubsetSpec, TokenizerSpec
 from sweeps import pulse
 from sweeps.backends import DataJob, EvalJob
@@ -40,7 +41,9 @@ def test_hung_text_is_killed_and_a_failed_evaluation_frees_its_core(tmp_path: Pa
     )
     backend = RayBackend(ClusterSettings(cpus=1, gpus=0), tmp_path / "ray")
     try:
+        write_atomic(tmp_path / "pulse" / "data-x", "7")  # of one that was killed
         backend.warm([], {"data-x": job})
+        assert pulse.read(tmp_path / "pulse" / "data-x") is None
         backend.submit(Task(key="data-x", kind="data"), job)
         while pulse.read(tmp_path / "pulse" / "data-x") is None:
             time.sleep(0.1)
@@ -53,5 +56,11 @@ def test_hung_text_is_killed_and_a_failed_evaluation_frees_its_core(tmp_path: Pa
             event = ended(backend)
             assert (event.key, event.ok, event.cause) == (key, False, FINAL) and "is no run folder" in str(event.reason)
         assert backend.idle == (0, 0)
+        backend.warm([Task(key="train-x", kind="train", workers=1)], {})
+        deadline = time.monotonic() + 120
+        while backend._gangs and time.monotonic() < deadline:
+            backend.release()
+            time.sleep(0.25)
+        assert backend._gangs == [] and not list((tmp_path / "ray").glob("gang-*"))
     finally:
         backend.close()

@@ -17,6 +17,7 @@ import pytest
 from studies import TINY, write_text
 
 from gopher.record import RunFolder
+from sweeps.backends import LOST_TIMES
 from sweeps.backends.ray import answers
 from sweeps.serve import server_command, server_environment
 
@@ -139,6 +140,24 @@ def test_a_killed_ray_head_is_replaced(text: Path, tmp_path: Path) -> None:
     servers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "gcs_server" in p.name()]
     servers[0].kill()
     assert "is gone" in finish(driver, tmp_path)
+
+
+def test_stop_while_a_lost_ray_is_waited_for(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOST_TIMES, "5")  # the next pause is a minute
+    driver = begin(text, tmp_path, "format=json")
+    until(lambda: step(tmp_path) >= 5, "no step")
+    servers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "gcs_server" in p.name()]
+    servers[0].kill()
+    assert driver.stdout is not None
+    said = ""
+    while "starting again" not in " ".join(said.split()):
+        line = driver.stdout.readline()
+        assert line, said
+        said += line
+    stopped = subprocess.run(command("stop", text, tmp_path), capture_output=True, text=True)
+    output, _ = driver.communicate(timeout=30)
+    assert (stopped.returncode, driver.returncode) == (0, 130) and "asked process" in stopped.stderr, output
+    assert '"sweep": "demo"' in output
 
 
 def test_stop_from_another_terminal_then_resume(text: Path, tmp_path: Path) -> None:

@@ -111,6 +111,9 @@ class RayBackend:
         return self.ray.remote(num_cpus=cpus, num_gpus=gpus)(Hand).remote()
 
     def _begin(self, call: "Call", job: DataJob | EvalJob) -> tuple[Any, "Call"]:
+        if job.pulse:
+            with contextlib.suppress(OSError):
+                job.pulse.unlink(missing_ok=True)  # left by one that was killed: this one shows no life yet
         return call.actor.run.remote(job), call
 
     def submit(self, task: Task, job: Job) -> None:
@@ -158,6 +161,7 @@ class RayBackend:
         for gang in self._gangs:
             if gang.idle:
                 gang.tell_end()
+        self._drop([g for g in self._gangs if g.key is None and g.closed and not g.alive])
         for hand in self._hands:
             self._kill(hand)
         self._hands = []
@@ -169,7 +173,9 @@ class RayBackend:
     def _free_idle(self) -> None:
         """Wait until what idle workers held is free."""
         self.release()
-        ended = [g for g in self._gangs if g.key is None and g.closed]
+        self._drop([g for g in self._gangs if g.key is None and g.closed])
+
+    def _drop(self, ended: list[Gang]) -> None:
         for gang in ended:
             gang.wait_for_end()
         self._gangs = [g for g in self._gangs if g not in ended]

@@ -258,7 +258,7 @@ def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
     try:
         with folder.held() if rank == 0 else contextlib.nullcontext(), worker_log(folder.path, f"rank{rank}"):
             state = train(folder, rank=rank, world=world, should_stop=lambda: why_stop(folder))
-            if rank == 0 and state.cause:
+            if rank == 0 and state.cause and folder.stop_requested() == state.cause:
                 folder.clear_stop()  # it was obeyed: whoever trains the run next must not find it
     except GopherError as error:
         cause = PREEMPTED if isinstance(error, Held) else CRASH if isinstance(error, NotWritten) else FINAL

@@ -1,20 +1,18 @@
 """`gopher launch`: train what a sweep is missing, mirror it to MLflow, and say what to do next."""
 
-import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import yaml
 
-from gopher.errors import SetupError
+from gopher.errors import GopherError, SetupError
 from gopher.record import ASKED, PREEMPTED, RunFolder
 from sweeps import launched, lease
 from sweeps.backends import Backend, BackendLost, DataJob
-from sweeps.background import detach, start_again
+from sweeps.background import back_off, detach, start_again
 from sweeps.drive import (
     Mirror,
     Work,
@@ -32,7 +30,7 @@ from sweeps.drive import (
 )
 from sweeps.folders import make_folders
 from sweeps.interrupts import Interrupts
-from sweeps.lookout import room_at_start, stop_mark
+from sweeps.lookout import TAKEN_OVER, room_at_start, stop_asked
 from sweeps.provenance import check_clean, code_state
 from sweeps.redact import hide_secrets, redacted
 from sweeps.schedule import Status
@@ -56,8 +54,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         return code or follow(settings.launch.then, compose, overrides)
     except Detach:
         return detach(overrides, settings, say)
-    except BackendLost as lost:
-        say(f"{lost}; starting again")
+    except BackendLost:
         start_again(overrides, settings)
         raise
 
@@ -88,7 +85,6 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         ThreadPoolExecutor(max_workers=1) as background,
         Interrupts() as interrupts,
     ):
-        forget_stop(stop_mark(settings), own.holder.id)
         prices = settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour
         tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs, *prices)
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
@@ -111,19 +107,23 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
             raise away
         gates = ladder(study, missing) if settings.gate == "ladder" else {}
         work = Work(runs=missing, scored=unscored, gates=gates)
-        train(study, work, settings, tracker, opened, begin if away else None, own, interrupts)
-        if stop_mark(settings).exists():
-            again = hide_secrets(launched.command_line("resume", overrides))
-            console(stderr=True).print(f"stopped; `{again}` goes on", markup=False)
+        asked, say = partial(stop_asked, settings, own), partial(console(stderr=True).print, markup=False)
+        try:
+            train(study, work, settings, tracker, opened, begin if away else None, own, interrupts)
+        except BackendLost as lost:
+            say(f"{lost}; starting again")
+            interrupts.let_through()
+            back_off(asked)  # holding the sweep: `gopher stop` asks whoever holds it
+            if not asked():
+                raise
+        if asked():
+            say(f"stopped; `{hide_secrets(launched.command_line('resume', overrides))}` goes on")
+            if settings.format == "json":
+                print(as_json(study.name, run_rows(study.specs, settings)))
             return 130
+        if own.lost and unfinished(study, settings):
+            raise GopherError(f"{TAKEN_OVER}; `gopher status watch=true` with the words of this command follows it")
     return report_end(study, settings, overrides)
-
-
-def forget_stop(mark: Path, own_id: str) -> None:
-    """Take away what stopped an earlier launch; a wish that came since this one holds the sweep stays."""
-    with contextlib.suppress(FileNotFoundError):
-        if mark.read_text("utf-8") != own_id:
-            mark.unlink()
 
 
 def open_tracking(tracker: Tracker, config: str, subsets: list[str]) -> None:
