@@ -181,3 +181,7 @@ def test_a_forecast_is_scored_by_the_times_at_which_runs_ended(ladder):
     unseen = replace(before, source_rows=before.source_rows[before.source_rows["rung"] != "e"])
     first, late = freeze(unseen, target, QUICK, now=early), freeze(unseen, target, QUICK)
     assert first.before_run and not score(first, points).is_backtest and score(late, points).is_backtest
+
+
+def test_all_settings_stay_where_another_metric_chooses_among_them(ladder):
+    assert len(points_from_mlflow(ladder, "ladder", best=False)) == 8  # with the other learning rate of rung c

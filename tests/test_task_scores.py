@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from logged_study import queued_folder, study_spec
 
-from analysis.points import training_runs
+from analysis.points import run_facts, training_runs
 from analysis.task_scores import category_of, scores_from_mlflow, shown
 from gopher.evals.metrics import TaskScore
 from gopher.evals.scores import log_scores
@@ -91,7 +91,14 @@ def test_the_table_is_an_artifact_of_the_run(uri: str) -> None:
     )
     tables = [a.path for a in client.list_artifacts(run.info.run_id, "eval")]
     assert tables == ["eval/scores-v1.json", "eval/scores-v2.json"]  # one for each set of bundles
-    assert run.data.tags["eval.version"] == "v2"
+    assert run.data.tags["eval.scores"] == "v2"
+
+
+def test_scored_runs_stay_in_fits_of_the_loss(uri: str) -> None:
+    """One of the two runs has a table of scores: the loss of both was measured on the same text."""
+    runs = training_runs(uri, "demo")
+    assert len({run_facts(run, "final/val_loss").evaluation for run in runs}) == 1
+    assert {run_facts(run, "eval/mmlu_anatomy.acc").evaluation for run in runs} == {"", "v2"}
 
 
 def test_published_and_filtered_metrics_are_shown_and_one_number_once() -> None:
