@@ -159,6 +159,7 @@ def point_of(run: Any, metric: str, experiment: str) -> Point:
         config_hash=tags.get("config.hash"),
         data_hash=tags.get("data.sha256"),
         checkpoint=tags.get("checkpoint"),
+        started_at=time_of(run.info.start_time),
         finished_at=time_of(run.info.end_time),
     )
 

@@ -2,7 +2,7 @@
 
 Schema: run_id, rung, family, seed, step, params_total, params_non_embedding, tokens, unique_tokens, flops,
 flops_convention, loss, loss_name, metric_name, metric_value, metric_stderr, learning_rate, batch_tokens, cost, note, and provenance
-(mlflow_run, config_hash, data_hash, checkpoint, finished_at). Only `loss` is needed at first; each law says which others it reads.
+(mlflow_run, config_hash, data_hash, checkpoint, started_at, finished_at). Only `loss` is needed at first; each law says which others it reads.
 `state` (only finished rows count) and `eval_version` (the most common one counts) are read where they are there. Counts are
 plain numbers. `key=value;` pairs in `note` can be used in `where` like columns.
 """
@@ -43,7 +43,7 @@ NUMBERS = (
     "batch_tokens",
     "cost",
 )
-TEXTS = ("flops_convention", "mlflow_run", "config_hash", "data_hash", "checkpoint", "finished_at")
+TEXTS = ("flops_convention", "mlflow_run", "config_hash", "data_hash", "checkpoint", "started_at", "finished_at")
 NAMES = (
     "run_id",
     "rung",
