@@ -248,7 +248,9 @@ def scaled_powers(x: Array, degree: int) -> Array:
     return np.asarray(columns / np.linalg.norm(columns, axis=0))
 
 
-Groups = list[list[Minimum]]  # budgets of approach 2; winning sizes of approach 1, whose minima along one curve are not independent
+Groups = list[
+    list[Minimum]
+]  # budgets of approach 2; winning sizes of approach 1, whose minima along one curve are not independent
 
 
 def smaller(groups: Groups) -> list[Groups]:

@@ -57,7 +57,8 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
         name = f"eval/{task}.{metric}"
         errors = newest(client, run.info.run_id, f"{name}_stderr") if f"{name}_stderr" in run.data.metrics else {}
         chance = run.data.metrics.get(f"eval/{task}.chance") if base(metric) == "acc" else None
-        items = run.data.metrics.get(f"eval/{task}.items")
+        way = metric.partition("-")[2]
+        items = run.data.metrics.get(f"eval/{task}.items-{way}" if way else f"eval/{task}.items")
         out += [
             TaskScore(
                 task=task,

@@ -127,7 +127,9 @@ def test_earlier_measurements_of_the_targets_run_stay_out():
 def test_a_run_is_scored_by_its_last_step(forecast):
     points = ladder_points()
     earlier = tuple(
-        replace(p, loss=9.0, step=1, tokens=None if p.tokens is None else 0.99 * p.tokens) for p in points if p.rung == "1_3m"
+        replace(p, loss=9.0, step=1, tokens=None if p.tokens is None else 0.99 * p.tokens)
+        for p in points
+        if p.rung == "1_3m"
     )
     whole, own = score(forecast, points), score(forecast, replace(points, rows=(*points.rows, *earlier)))
     assert own.outcome is not None and whole.outcome is not None and own.outcome.runs == whole.outcome.runs

@@ -82,6 +82,18 @@ def test_fewer_items_replace_scores_only_where_they_may(tmp_path: Path) -> None:
     assert folder.metrics()["eval/mmlu_anatomy.acc"] == {600: 1.0} and folder.last("eval/mmlu_anatomy.items") == 4
 
 
+def test_items_are_counted_for_each_way_of_asking(tmp_path: Path) -> None:
+    """Few thoughts are no reason to leave them out because plain answers are many, nor to forget how many these were."""
+    folder = queued_folder(tmp_path, study_spec("54k", 0))
+    thought = TaskScore(task="mmlu_anatomy", metric="acc-think", value=0.5, stderr=0.1, n=10)
+    chance = TaskScore(task="mmlu_anatomy", metric="chance", value=0.2, stderr=None, n=10)
+    log_scores(folder, 600, lines(0.3))
+    assert log_scores(folder, 600, [thought, chance], fewer=False) == {}
+    assert folder.last("eval/mmlu_anatomy.acc-think") == 0.5 and folder.last("eval/mmlu_anatomy.chance") == 0.25
+    assert folder.last("eval/mmlu_anatomy.items") == 100 and folder.last("eval/mmlu_anatomy.items-think") == 10
+    assert log_scores(folder, 600, [replace(thought, n=4)], fewer=False) == {"mmlu_anatomy (think)": 10}
+
+
 def test_the_table_is_an_artifact_of_the_run(uri: str) -> None:
     from mlflow import MlflowClient
 
