@@ -140,9 +140,9 @@ def run_two_step(request: FitRequest) -> FitResult:
         raise UsageError("neither points nor a sweep is given; use points=FILE.csv or sweep=NAME")
     loss, score = next(iter(task.loss)), next(iter(task.score), "")
     metric = "final/val_loss" if loss == "loss" else loss
-    losses, scores = (
-        points_from_mlflow(request.tracking_uri, request.sweep, m, request.where) for m in (metric, score)
-    )
+    losses = points_from_mlflow(request.tracking_uri, request.sweep, metric, request.where)
+    # the loss chooses among settings, for both steps
+    scores = points_from_mlflow(request.tracking_uri, request.sweep, score, request.where, best=False)
     return fit_chain(task_runs_from_points(losses, scores, task), task, s, request.sweep)
 
 

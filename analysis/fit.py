@@ -13,7 +13,7 @@ from analysis.estimate import Estimate, estimate
 from analysis.holdout import HoldOut, error_log, next_rungs, rolling, size_axis
 from analysis.identify import Profile, Verdict, judge, other_size_reasons, structural_reasons
 from analysis.intervals import prediction_intervals
-from analysis.isoflop import FEWEST_BUDGETS, fit_envelope, fit_isoflop
+from analysis.isoflop import fit_envelope, fit_isoflop, too_few_minima
 from analysis.law import Law
 from analysis.laws import AXES, LAWS, law_named, shared_offset
 from analysis.noise import Noise
@@ -64,12 +64,11 @@ def fit(points: Points, settings: FitSettings | None = None) -> FitResult:
 
 def fit_method(points: Points, name: str, s: FitSettings) -> FitResult:
     """Approach 1 or 2; approach 3 in place of 2 where too few budgets have a minimum among their sizes to give a line."""
-    found = METHODS[name](points, s)
-    inside = [row for row in found.tables[name] if not row.get("at_edge", True)]
-    scattered = name == "isoflop" and len(inside) < FEWEST_BUDGETS and np.isfinite(points.column("tokens")).all()
-    if not scattered or not s.fallback:
-        return found
-    return fall_back(points, replace(found.verdict, refused_params=found.params), "chinchilla", s)
+    if name == "isoflop" and s.fallback and np.isfinite(points.column("tokens")).all():
+        refused = too_few_minima(points, s)
+        if refused is not None:
+            return fall_back(points, refused, "chinchilla", s)
+    return METHODS[name](points, s)
 
 
 def shared_law(points: Points, s: FitSettings) -> Law:

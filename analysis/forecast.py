@@ -3,7 +3,8 @@
 A forecast is frozen from points that cannot contain its target (`analysis.target`). The file holds everything the
 prediction rests on; its hash covers all but the outcome, so an edited forecast is refused when it is read. It counts in
 the calibration record only if its run is known to have come later: no run of the target was in the source when it was
-frozen, and each that it is scored by says when it ended. Anything else is a backtest. Nothing here talks to MLflow; the
+frozen, and each that it is scored by says when it ended, and that it began later where its beginning is known. Anything
+else is a backtest. Nothing here talks to MLflow; the
 caller logs what it gets back.
 """
 
@@ -68,7 +69,7 @@ class Outcome:
     error_percent: float  # of the prediction: positive where it was too high
     inside: Mapping[str, bool]  # "50", "80", "95"
     scored_at: str
-    after_freeze: bool = False  # every run is known to have ended after the forecast was frozen
+    after_freeze: bool = False  # every run is known to have come after the forecast was frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +243,7 @@ def score(forecast: Forecast, points: Points, now: datetime | None = None) -> Fo
 
 
 def own_runs(forecast: Forecast, points: Points) -> list[Point]:
-    """Finished runs of the target: with its key, of its rung, or of its design."""
+    """Finished runs of the target: with its key, of its rung, or of its design; each at its last step."""
     target = forecast.target
     found = [p for p, why in zip(points, own_reasons(points_table(points), target), strict=True) if why]
     leaked = sorted({p.run_id for p in forecast.points} & {p.run_id for p in found})
@@ -254,7 +255,9 @@ def own_runs(forecast: Forecast, points: Points) -> list[Point]:
         raise UsageError(
             f"forecast {forecast.id} predicts {forecast.loss_name} and the points hold {found[0].loss_name}; score it with the metric it was made for"
         )
-    return sorted(found, key=lambda p: (p.seed if p.seed is not None else -1, p.run_id))
+    ascending = sorted(found, key=lambda p: (p.tokens or 0.0, p.flops or 0.0, p.step or 0))
+    last = {(p.seed if p.seed is not None else -1, p.run_id): p for p in ascending}
+    return [last[run] for run in sorted(last)]
 
 
 def outcome_of(forecast: Forecast, runs: Sequence[Point], scored_at: str) -> Outcome:
@@ -265,21 +268,25 @@ def outcome_of(forecast: Forecast, runs: Sequence[Point], scored_at: str) -> Out
         error_percent=100 * (forecast.mean / actual - 1),
         inside={level: bool(low <= actual <= high) for level, (low, high) in forecast.intervals.items()},
         scored_at=scored_at,
-        after_freeze=all(ended_after(p, forecast.created_at) for p in runs),
+        after_freeze=all(came_after(p, forecast.created_at) for p in runs),
     )
 
 
-def ended_after(run: Point, created_at: str) -> bool:
-    """Whether the source shows that a run ended after this time; without a time of its own it shows nothing."""
-    if run.finished_at is None:
-        return False
+def came_after(run: Point, created_at: str) -> bool:
+    """Whether the source shows that a run ended after this time, and began after it where that is told: a run under way
+    may have been seen. Without an end it shows nothing."""
+    told = [name for name in ("started_at", "finished_at") if getattr(run, name) is not None]
+    return "finished_at" in told and all(moment(run, name) > datetime.fromisoformat(created_at) for name in told)
+
+
+def moment(run: Point, name: str) -> datetime:
     try:
-        ended = datetime.fromisoformat(run.finished_at)
+        at = datetime.fromisoformat(getattr(run, name))
     except ValueError:
         raise UsageError(
-            f"run {run.run_id} has finished_at = '{run.finished_at}', which is no time; write it as 2030-01-31T12:00:00+00:00"
+            f"run {run.run_id} has {name} = '{getattr(run, name)}', which is no time; write it as 2030-01-31T12:00:00+00:00"
         ) from None
-    return (ended if ended.tzinfo else ended.replace(tzinfo=UTC)) > datetime.fromisoformat(created_at)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)

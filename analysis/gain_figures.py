@@ -25,6 +25,8 @@ def relative_gain(scores: Sequence[TaskScore]) -> Figure | None:
     sure = [g for g in found if g.stderr is not None and abs(g.percent) > 1.96 * g.stderr]
     caption = f"Score of {largest} relative to {second}; a fall in bits per byte counts as gain; one metric a task, groups of tasks apart. Bars of error: one standard error. "
     caption += f"{len(up)} of {len(found)} tasks gain more than 25 %, {len(flat)} gain nothing; {len(sure)} differ from zero by more than 1.96 standard errors."
+    cut = [f"{g.task} {percent(g.percent, True)}" for g in found if not within(g.percent, gain_limits(found))]
+    caption += f" {len(cut)} beyond the axis: {listed(cut)}." if cut else ""
     left = without_gain(scores, found)
     caption += f" Not drawn (not scored at both rungs, or a baseline of 0): {listed(left)}." if left else ""
     best = {(g.task, g.metric): g for g in gains(scores, "best_smaller")}
@@ -51,8 +53,12 @@ def gain_row(g: Gain, best: Gain | None) -> tuple[str, ...]:
     )
 
 
+def within(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
+
+
 def gain_limits(found: Sequence[Gain]) -> tuple[float, float]:
-    """Limits that hold all gains; whiskers may be cut, gains beyond +150 % are cut and named."""
+    """Limits that hold all gains; whiskers may be cut, gains beyond -100 and +150 % are cut and named."""
     values = [v for g in found for v in (g.percent, g.percent - (g.stderr or 0), g.percent + (g.stderr or 0))]
     low, high = padded([min(0.0, *values), max(0.0, *values)], 0.05, log=False)
     return max(low, -100.0), min(high, 150.0)
@@ -118,11 +124,14 @@ def strips(found: Sequence[Gain], title: str) -> Any:
                 mew=0,
                 zorder=3,
             )
-            ax.plot([mean, mean], [i - 0.36, i + 0.36], color=INK, lw=2.4, zorder=4)
-            beyond = int((values > high).sum())
-            label(ax, mean, i - 0.36, percent(mean, True), dx=4, dy=3, fontsize=11.5)
-            if beyond:
+            at = float(np.clip(mean, low, high))
+            ax.plot([at, at], [i - 0.36, i + 0.36], color=INK, lw=2.4, zorder=4)
+            beside_mean = {"dx": -4, "ha": "right"} if at > (low + high) / 2 else {"dx": 4}
+            label(ax, at, i - 0.36, percent(mean, True), dy=3, fontsize=11.5, **beside_mean)
+            if beyond := int((values > high).sum()):
                 label(ax, high, i, f"{beyond} more →", dx=-2, ha="right", color=MUTED)
+            if below := int((values < low).sum()):
+                label(ax, low, i, f"← {below} more", dx=2, color=MUTED)
         ax.axvline(0, color=LAW, lw=1)
         ax.set(ylim=(len(categories) - 0.45, -0.65))
         ax.set_yticks(

@@ -123,9 +123,8 @@ def fit_isoflop(points: Points, s: FitSettings) -> FitResult:
     """Approach 2, with intervals from losses redrawn about each budget's parabola."""
     n, d, c, loss = columns(points, s, "isoflop")
     groups = budgets(c)
-    found = [valley(n[g], d[g], loss[g], c[g]) for g in groups]
-    minima = [m for m in found if isinstance(m, Minimum)]
-    skipped = [m for m in found if isinstance(m, Skipped)]
+    found = valleys(n, d, c, loss)
+    minima, skipped = apart(found)
     need(len(minima) >= 2, points, f"{len(minima)} of {len(groups)} FLOP budgets have a minimum")
     used = [g for g, m in zip(groups, found, strict=True) if isinstance(m, Minimum)]
     sampled = redrawn_lines(n, d, loss, used, minima, s.bootstrap, np.random.default_rng(s.seed)) if s.bootstrap else []
@@ -140,8 +139,32 @@ def fit_isoflop(points: Points, s: FitSettings) -> FitResult:
         edge_reasons(minima, skipped),
         {"isoflop": rows},
         frontier_residual(lowest),
-        held_out("isoflop", [[m] for m in sorted(minima, key=lambda m: m.flops)]),
+        held_out("isoflop", minima[-1:], smaller([[m] for m in minima])),
         evidence(lowest, [np.log10(n[g]) for g in used]),
+    )
+
+
+def valleys(n: Array, d: Array, c: Array, loss: Array) -> list[Minimum | Skipped]:
+    """The minimum of each budget, smallest budget first."""
+    return [valley(n[g], d[g], loss[g], c[g]) for g in budgets(c)]
+
+
+def apart(found: Sequence[Minimum | Skipped]) -> tuple[list[Minimum], list[Skipped]]:
+    return [m for m in found if isinstance(m, Minimum)], [m for m in found if isinstance(m, Skipped)]
+
+
+def too_few_minima(points: Points, s: FitSettings) -> Verdict | None:
+    """Why approach 2 has no line to trust: fewer than three budgets have a minimum among their sizes; None where they have."""
+    n, d, c, loss = columns(points, s, "isoflop")
+    minima, skipped = apart(valleys(n, d, c, loss))
+    if sum(not m.at_edge for m in minima) >= FEWEST_BUDGETS:
+        return None
+    return Verdict(
+        identified=False,
+        reasons=tuple(edge_reasons(minima, skipped)),
+        law="isoflop",
+        reported="isoflop",
+        refused_params=frontier(columns_of(minima)) if len(minima) >= 2 else None,
     )
 
 
@@ -225,12 +248,21 @@ def scaled_powers(x: Array, degree: int) -> Array:
     return np.asarray(columns / np.linalg.norm(columns, axis=0))
 
 
-def held_out(law: str, groups: list[list[Minimum]]) -> tuple[HoldOut, ...]:
-    """The optimal size at the largest group of minima predicted from the smaller groups: budgets of approach 2, winning
-    sizes of approach 1 (whose minima along one curve are no independent measurements)."""
+Groups = list[
+    list[Minimum]
+]  # budgets of approach 2; winning sizes of approach 1, whose minima along one curve are not independent
+
+
+def smaller(groups: Groups) -> list[Groups]:
+    """What is left without the largest one, two and three groups, as long as there are two."""
+    return [groups[:-k] for k in range(1, min(3, len(groups) - 2) + 1)]
+
+
+def held_out(law: str, largest: list[Minimum], smaller_groups: Sequence[Groups]) -> tuple[HoldOut, ...]:
+    """The optimal size at the largest group of minima predicted from each choice of smaller groups, which must not know it."""
     out = []
-    for k in range(1, min(3, len(groups) - 2) + 1):
-        kept, target = groups[:-k], centre(groups[-1])
+    for kept in smaller_groups:
+        target = centre(largest)
         line, last = frontier(columns_of([m for g in kept for m in g])), centre(kept[-1])
         predicted = line["N_coef"] * target.flops ** line["N_exponent"]
         out.append(
@@ -300,7 +332,9 @@ def fit_envelope(points: Points, s: FitSettings) -> FitResult:
         else [f"only {len(sizes)} sizes are ever the best and not at the end of the ladder"]
     )
     found = minima.points()
-    held = held_out("envelope", [[m for m in found if m.n_opt == size] for size in sizes])
+    # a larger curve bounds the stretches that smaller ones win: what is predicted from is found without it
+    below = [by_size(envelope(table, np.flatnonzero(table.sizes < size))) for size in sizes[:-4:-1]]
+    held = held_out("envelope", by_size(minima)[-1], [groups for groups in below if len(groups) >= 2])
     return result(
         points,
         s,
@@ -345,6 +379,12 @@ def envelope(table: CurveTable, rows: Array) -> Minima:
     kept = np.isfinite(lowest) & (size != sizes.min()) & (size != sizes.max())
     tokens = table.tokens[rows[best], steps]
     return Minima(flops=table.flops[kept], n_opt=size[kept], d_opt=tokens[kept], loss=lowest[kept])
+
+
+def by_size(minima: Minima) -> Groups:
+    """The minima that each winning size has, smallest size first."""
+    found = minima.points()
+    return [[m for m in found if m.n_opt == size] for size in sorted(set(minima.n_opt))]
 
 
 # --------------------------------------------------------------------------------------------- shared

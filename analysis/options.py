@@ -16,7 +16,7 @@ from analysis.numbers import count, rung_name
 from analysis.result import FitResult
 from analysis.rows import Array
 from analysis.screening import name_of, text
-from analysis.sizes import TOLERANCE
+from analysis.sizes import TOLERANCE, designs
 from analysis.table import numeric, read_frame, rename
 from gopher.errors import UsageError
 
@@ -30,7 +30,7 @@ def options_from_file(path: str | Path, result: FitResult, columns: Mapping[str,
     """
     frame, source = read_frame(path), Path(path).name
     table = numeric(rename(frame, {k: v for k, v in (columns or {}).items() if v in frame.columns}, source), source)
-    rule = price_rule(result)
+    rule, law = price_rule(result), result.known_estimate().law
     out = []
     for row in table.to_dict("records"):
         sizes = {name: row.get(result.parameters if name == "params" else name) for name in (*INPUTS, "cost")}
@@ -41,23 +41,29 @@ def options_from_file(path: str | Path, result: FitResult, columns: Mapping[str,
                 raise UsageError(
                     f"{source} option {name} has {column} = {value:g}, which is not a positive finite number; mend the file"
                 )
-        cost = known.pop("cost", None)
-        out.append(Option(name=name, cost=cost, **fields(known, rule)))
+        cost, inputs = known.pop("cost", None), fields(known, rule)
+        if lacking := [n for n in law.inputs if n not in inputs]:
+            column = result.parameters if lacking[0] == "params" else lacking[0]
+            raise UsageError(
+                f"{source} option {name} has no {column}, which law {law.name} was fitted to; "
+                f"add the column or map it with columns.{column}=NAME"
+            )
+        out.append(Option(name=name, cost=cost, **inputs))
     return priced(out, result)
 
 
 def default_options(result: FitResult, target: Mapping[str, float]) -> list[Option]:
     """A further seed of every design done; new sizes between the rungs of a ladder and one beyond; and each design also at
     half, twice and four times the tokens where the law reads both. Nothing above the target's own FLOPs."""
-    designs = designs_done(result)
-    names, sizes = [name for name, _ in designs], [size for _, size in designs]
-    wanted = [(f"{name}, one more seed", size) for name, size in designs]
-    if len(designs) == len({p.rung for p in result.points}) > 1:
+    done = designs_done(result)
+    names, sizes = [name for name, _ in done], [size for _, size in done]
+    wanted = [(f"{name}, one more seed", size) for name, size in done]
+    if len(done) == len({p.rung for p in result.points}) > 1:
         pairs = zip(names, names[1:], sizes, sizes[1:], strict=False)
         wanted += [(f"between {a} and {b}", middle(x, y)) for a, b, x, y in pairs]
         wanted += [(f"beyond {names[-1]}", {k: v * (v / sizes[-2].get(k, v)) for k, v in sizes[-1].items()})]
     if {"tokens", "params"} <= set(result.known_estimate().law.inputs):
-        wanted += [(f"{name}, {f:g}x tokens", longer(size, f)) for name, size in designs for f in TOKEN_FACTORS]
+        wanted += [(f"{name}, {f:g}x tokens", longer(size, f)) for name, size in done for f in TOKEN_FACTORS]
     rule = price_rule(result)
     options = [Option(name=name, **fields(size, rule)) for name, size in wanted]
     limit = fields({k: float(v) for k, v in target.items() if k in INPUTS}, rule).get("flops")
@@ -69,15 +75,14 @@ def designs_done(result: FitResult) -> list[tuple[str, dict[str, float]]]:
     """(name, sizes) of every design with runs, smallest first; a rung with several is named with its tokens."""
     table = result.points.inputs(result.parameters.removeprefix("params_"))
     known = [k for k in INPUTS if (np.isfinite(table[k]) & (table[k] > 0)).all()]
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for i, point in enumerate(result.points):
-        groups.setdefault((point.rung, *(f"{table[k][i]:.2e}" for k in known)), []).append(i)
-    rungs = [key[0] for key in groups]
+    own = [p.rung for p in result.points]
+    groups = designs({k: table[k] for k in known}, own)
+    rungs = [own[rows[0]] for rows in groups]
     out = []
-    for key, rows in groups.items():
+    for rung, rows in zip(rungs, groups, strict=True):
         size = {k: float(np.exp(np.log(table[k][rows]).mean())) for k in known}
-        at = f" at {count(size['tokens'])} tokens" if rungs.count(key[0]) > 1 and "tokens" in size else ""
-        out.append((rung_name(key[0]) + at, size))
+        at = f" at {count(size['tokens'])} tokens" if rungs.count(rung) > 1 and "tokens" in size else ""
+        out.append((rung_name(rung) + at, size))
     return sorted(out, key=lambda pair: tuple(pair[1].get(k, 0.0) for k in ("params", "flops", "tokens")))
 
 

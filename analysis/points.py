@@ -22,14 +22,17 @@ __all__ = [
 ]  # fmt: skip
 
 
-def points_from_mlflow(tracking_uri: str, experiment: str, metric: str = "final/val_loss", where: str = "") -> Points:
+def points_from_mlflow(
+    tracking_uri: str, experiment: str, metric: str = "final/val_loss", where: str = "", *, best: bool = True
+) -> Points:
     """Training runs (tag kind=train) of an MLflow experiment as points; every run left out is listed with its reason.
 
     `metric` is any `final/*`, `val/*` or `eval/*` key of the runs (its last value). Works with sqlite files and servers.
+    Without `best` the runs of a search over settings all stay.
     """
     runs = training_runs(tracking_uri, experiment)
-    candidates = [(point_of(run, metric, experiment), run_facts(run)) for run in runs]
-    points, excluded, notes = keep_sound_runs(candidates, metric)
+    candidates = [(point_of(run, metric, experiment), run_facts(run, metric)) for run in runs]
+    points, excluded, notes = keep_sound_runs(candidates, metric, best=best)
     points, filtered = select_points(points, where, experiment)
     if len(points) < 2:
         gone = "; ".join(f"{e.run_id}: {e.reason}" for e in (*excluded, *filtered)[:3])
@@ -156,16 +159,18 @@ def point_of(run: Any, metric: str, experiment: str) -> Point:
         config_hash=tags.get("config.hash"),
         data_hash=tags.get("data.sha256"),
         checkpoint=tags.get("checkpoint"),
+        started_at=time_of(run.info.start_time),
         finished_at=time_of(run.info.end_time),
     )
 
 
-def run_facts(run: Any) -> RunFacts:
+def run_facts(run: Any, metric: str) -> RunFacts:
+    """Scores of tasks are told apart by their requests, all else by the text that is held out."""
     state = run.data.tags.get("status.state") or run.info.status
     return RunFacts(
         state=str(state).lower(),
         reason=run.data.tags.get("status.reason", ""),
-        evaluation=run.data.tags.get("eval.version", ""),
+        evaluation=run.data.tags.get("eval.scores" if metric.startswith("eval/") else "eval.version", ""),
         started=run.info.start_time or 0,
     )
 

@@ -36,6 +36,7 @@ class Point:
     config_hash: str | None = None
     data_hash: str | None = None
     checkpoint: str | None = None
+    started_at: str | None = None  # as finished_at
     finished_at: str | None = None  # ISO 8601, UTC unless it says otherwise: shows that a forecast was there first
     row: int | None = None  # 0-based data row of the source file
 
@@ -125,7 +126,7 @@ class Points:
     @property
     def sha256(self) -> str:
         """Hash of what is fitted: every point's numbers and names, independent of row order and file format."""
-        skip = ("row", "mlflow_run", "checkpoint", "finished_at", "cost")
+        skip = ("row", "mlflow_run", "checkpoint", "started_at", "finished_at", "cost", "batch_tokens")  # not fitted
         rows = sorted(
             json.dumps({k: v for k, v in asdict(p).items() if k not in skip}, sort_keys=True) for p in self.rows
         )

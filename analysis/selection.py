@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.rows import Excluded, Point
+from analysis.sizes import SIZES, designs
+from analysis.tasks import is_lower_better
 
 KNOBS = {"learning_rate": "learning rate", "batch_tokens": "batch"}
 EDGE_GRID = 3  # values from which a best one at the edge shows that the grid missed the optimum
@@ -20,14 +22,14 @@ class RunFacts:
 
     state: str  # finished | running | failed | ...
     reason: str
-    evaluation: str  # eval.version, empty when not tagged
+    evaluation: str  # eval.version, of task scores eval.scores; empty when not tagged
     started: int
 
 
 def keep_sound_runs(
-    candidates: Iterable[tuple[Point, RunFacts]], metric: str
+    candidates: Iterable[tuple[Point, RunFacts]], metric: str, best: bool = True
 ) -> tuple[tuple[Point, ...], tuple[Excluded, ...], tuple[str, ...]]:
-    """(kept, left out with reasons, notes) of the training runs of one experiment."""
+    """(kept, left out with reasons, notes) of the training runs of one experiment; with `best` one setting of each design."""
     known = list(candidates)
     out: list[Excluded] = []
     sound: list[tuple[Point, RunFacts]] = []
@@ -39,7 +41,8 @@ def keep_sound_runs(
             sound.append((point, facts))
     sound, twins = one_of_each(sound)
     sound, mixed = one_evaluation(sound)
-    kept, tuned, notes = best_learning_rates(tuple(point for point, _ in sound))
+    points = tuple(point for point, _ in sound)
+    kept, tuned, notes = best_learning_rates(points, is_lower_better(metric)) if best else (points, (), ())
     return kept, (*out, *twins, *mixed, *tuned), notes
 
 
@@ -90,19 +93,21 @@ def one_evaluation(runs: list[tuple[Point, RunFacts]]) -> tuple[list[tuple[Point
     return [pair for pair in runs if pair[1].evaluation == main], out
 
 
-def best_learning_rates(points: tuple[Point, ...]) -> tuple[tuple[Point, ...], tuple[Excluded, ...], tuple[str, ...]]:
-    """(kept, left out, notes): per rung and budget the learning rate, and batch where it varies, with the lowest mean loss over seeds.
+def best_learning_rates(
+    points: tuple[Point, ...], lower: bool = True
+) -> tuple[tuple[Point, ...], tuple[Excluded, ...], tuple[str, ...]]:
+    """(kept, left out, notes): of each design the learning rate, and batch where it varies, with the best mean over seeds: the
+    lowest loss, or without `lower` the highest score.
 
     A rung whose best rate or batch lies at the edge of a grid of three or more is left out: its optimum was not bracketed
     and its loss says more about the grid than about its size. With two values it is kept and noted.
     """
-    groups: dict[tuple[object, ...], list[Point]] = defaultdict(list)
-    for p in points:
-        groups[p.family, p.rung, p.params_total, p.params_non_embedding, p.tokens, p.unique_tokens].append(p)
+    sizes = {name: np.array([getattr(p, name) or np.nan for p in points], float) for name in (*SIZES, "unique_tokens")}
+    groups = designs(sizes, [(p.family, p.rung) for p in points])
     kept: list[Point] = []
     out: list[Excluded] = []
     notes: list[str] = []
-    for members in groups.values():
+    for members in ([points[i] for i in rows] for rows in groups):
         tuned = [
             n
             for n in KNOBS
@@ -111,7 +116,7 @@ def best_learning_rates(points: tuple[Point, ...]) -> tuple[tuple[Point, ...], t
         if not tuned:
             kept += members
             continue
-        best = best_setting(members, tuned)
+        best = best_setting(members, tuned, lower)
         edges = [edge for name in tuned if (edge := edge_of(members, best, name)) is not None]
         if missed := [edge for edge in edges if edge.tried >= EDGE_GRID]:
             out += [left_out(p, f"best {missed[0].told}; widen the grid") for p in members]
@@ -125,11 +130,12 @@ def best_learning_rates(points: tuple[Point, ...]) -> tuple[tuple[Point, ...], t
     return tuple(kept), tuple(out), tuple(notes)
 
 
-def best_setting(members: list[Point], tuned: list[str]) -> dict[str, float]:
+def best_setting(members: list[Point], tuned: list[str], lower: bool) -> dict[str, float]:
     losses: dict[tuple[float, ...], list[float]] = defaultdict(list)
     for p in members:
         losses[tuple(getattr(p, n) for n in tuned)].append(p.loss)
-    best = min(sorted(losses), key=lambda setting: float(np.mean(losses[setting])))
+    sign = 1 if lower else -1
+    best = min(sorted(losses), key=lambda setting: sign * float(np.mean(losses[setting])))
     return dict(zip(tuned, best, strict=True))
 
 
@@ -154,7 +160,7 @@ def edge_of(members: list[Point], best: dict[str, float], name: str) -> Edge | N
 
 def not_best(p: Point, best: dict[str, float], mean: float) -> str:
     name = next(n for n, v in best.items() if getattr(p, n) != v)
-    return f"{KNOBS[name]} {getattr(p, name):g} is not the best of its rung ({best[name]:g}, mean loss {mean:.4f})"
+    return f"{KNOBS[name]} {getattr(p, name):g} is not the best of its rung ({best[name]:g}, mean {p.loss_name} {mean:.4f})"
 
 
 def untuned(points: tuple[Point, ...]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """When two runs are one design: the one rule for forecasts (whose runs are the target's) and for suggestions (runs done there)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,6 +33,22 @@ def same_design(known: Mapping[str, Array], wanted: Mapping[str, float | None]) 
     by_size = any(v is not None and (n == "flops" or n.startswith("params")) for n, v in wanted.items())
     found: Array = same & (has_params | has_flops if by_size else has_tokens)
     return found
+
+
+def designs(known: Mapping[str, Array], labels: Sequence[object]) -> list[list[int]]:
+    """Row numbers of each design, in the order of its first row: rows of one label whose sizes (nan where unknown) are those of
+    the smallest among them."""
+    table = np.array([np.nan_to_num(values, nan=0.0) for values in known.values()])
+    left = list(np.lexsort(table[::-1]))
+    found = []
+    while left:
+        first = left[0]
+        wanted = {name: float(v[first]) if np.isfinite(v[first]) else None for name, v in known.items()}
+        same = same_design(known, wanted) | (~np.isfinite(list(known.values()))).all(axis=0)
+        own = [i for i in left if i == first or (labels[i] == labels[first] and same[i])]
+        found.append(sorted(map(int, own)))
+        left = [i for i in left if i not in set(own)]
+    return sorted(found)
 
 
 def tolerance(name: str) -> float:

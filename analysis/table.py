@@ -2,9 +2,9 @@
 
 Schema: run_id, rung, family, seed, step, params_total, params_non_embedding, tokens, unique_tokens, flops,
 flops_convention, loss, loss_name, metric_name, metric_value, metric_stderr, learning_rate, batch_tokens, cost, note, and provenance
-(mlflow_run, config_hash, data_hash, checkpoint, finished_at). Only `loss` is needed at first; each law says which others it reads.
-`state` (only finished rows count) and `eval_version`
-(the most common one counts) are read where they are there. Counts are plain numbers. `key=value;` pairs in `note` can be used in `where` like columns.
+(mlflow_run, config_hash, data_hash, checkpoint, started_at, finished_at). Only `loss` is needed at first; each law says which others it reads.
+`state` (only finished rows count) and `eval_version` (the most common one counts) are read where they are there. Counts are
+plain numbers. `key=value;` pairs in `note` can be used in `where` like columns.
 """
 
 import math
@@ -27,6 +27,8 @@ from analysis.screening import (
     text,
 )
 from analysis.selection import best_learning_rates, untuned
+from analysis.sizes import SIZES
+from analysis.tasks import is_lower_better
 from gopher.errors import UsageError, did_you_mean
 
 NUMBERS = (
@@ -41,7 +43,7 @@ NUMBERS = (
     "batch_tokens",
     "cost",
 )
-TEXTS = ("flops_convention", "mlflow_run", "config_hash", "data_hash", "checkpoint", "finished_at")
+TEXTS = ("flops_convention", "mlflow_run", "config_hash", "data_hash", "checkpoint", "started_at", "finished_at")
 NAMES = (
     "run_id",
     "rung",
@@ -113,7 +115,7 @@ def points_from_frame(
     one_loss(table, source)
     table, repeated = drop_duplicates(table, bad_rows, source)
     measured, mixed = of_one_evaluation(table, to_points(with_flops(table), source))
-    points, tuned, notes = best_learning_rates(measured)
+    points, tuned, notes = best_learning_rates(measured, metric == "loss" or is_lower_better(metric))
     left_out = (*unfinished, *excluded, *repeated, *mixed, *tuned)
     if len(points) < 2:
         why = f" (left out: {left_out[0].run_id}, {left_out[0].reason})" if left_out else ""
@@ -267,19 +269,16 @@ def with_flops(table: pd.DataFrame) -> pd.DataFrame:
 
 def measured_rows(points: Points) -> pd.DataFrame:
     """Names and sizes of every row of the source that has a finite loss or metric, fitted or not; empty for points made by hand."""
-    names, sizes = (
-        ("run_id", "rung", "family", "mlflow_run"),
-        ("params_total", "params_non_embedding", "tokens", "flops"),
-    )
+    names = ("run_id", "rung", "family", "mlflow_run")
     if points.source_rows is None:
-        return pd.DataFrame({name: [] for name in (*names, *sizes)})
+        return pd.DataFrame({name: [] for name in (*names, *SIZES)})
     table: pd.DataFrame = points.source_rows
     values = [
         pd.to_numeric(table[c], errors="coerce").to_numpy(float) for c in ("loss", "metric_value") if c in table.columns
     ]
     measured = np.flatnonzero(np.isfinite(values).any(axis=0))
     table = table.iloc[measured]
-    known = {name: table.get(name, pd.Series(None, index=table.index, dtype=object)) for name in (*names, *sizes)}
+    known = {name: table.get(name, pd.Series(None, index=table.index, dtype=object)) for name in (*names, *SIZES)}
     out = pd.DataFrame(known)
     if "row" in table.columns:
         out["run_id"] = [

@@ -5,9 +5,8 @@ from typing import Any
 
 from analysis.points import integer, newest, positive, training_runs
 from analysis.published import published
-from analysis.tasks import HEADLINES, TaskScore, base
+from analysis.tasks import HEADLINES, TaskScore, base, is_lower_better
 
-LOWER_IS_BETTER = ("gold_bpb", "bpb", "bits_per_byte", "brier", "perplexity", "word_perplexity", "byte_perplexity")
 # the families of Rae et al. 2021, section 4, by how tasks are called
 CATEGORIES = {
     "Language modelling": ("pile_", "wikitext", "pg19", "c4", "curation", "dialect"),
@@ -58,7 +57,8 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
         name = f"eval/{task}.{metric}"
         errors = newest(client, run.info.run_id, f"{name}_stderr") if f"{name}_stderr" in run.data.metrics else {}
         chance = run.data.metrics.get(f"eval/{task}.chance") if base(metric) == "acc" else None
-        items = run.data.metrics.get(f"eval/{task}.items")
+        way = metric.partition("-")[2]
+        items = run.data.metrics.get(f"eval/{task}.items-{way}" if way else f"eval/{task}.items")
         out += [
             TaskScore(
                 task=task,
@@ -73,7 +73,7 @@ def scores_of_run(client: Any, run: Any) -> list[TaskScore]:
                 n=None if items is None else int(items),
                 chance=chance,
                 is_group=f"eval/{task}.members" in run.data.metrics,
-                higher_is_better=base(metric) not in LOWER_IS_BETTER,
+                higher_is_better=not is_lower_better(metric),
                 seed=integer(params.get("seed", tags.get("seed"))),
                 untrained=step == 0,
             )

@@ -59,6 +59,7 @@ class Gain:
     stderr: float | None  # of percent, from both standard errors
 
 
+LOWER_IS_BETTER = ("loss", "bpb", "bits_per_byte", "brier", "perplexity")  # in names of metrics
 HEADLINES = (
     "acc",
     "exact_match",
@@ -68,6 +69,11 @@ HEADLINES = (
     "word_perplexity",
     "gold_bpb",
 )  # the first that there is
+
+
+def is_lower_better(metric: str) -> bool:
+    """Of a loss or score by its name: loss, eval/piqa.gold_bpb."""
+    return any(word in metric.rpartition(".")[2] for word in LOWER_IS_BETTER)
 
 
 def base(metric: str) -> str:

@@ -355,7 +355,7 @@ class Tracker:
             families = {
                 f"eval.family.{line['task']}": line["family"] for line in table["results"] if line.get("family")
             }
-            self._set_tags(run_id, {"eval.version": str(table["version"])} | families)
+            self._set_tags(run_id, {"eval.scores": str(table["version"])} | families)
 
     def log_recorded(self, folder: RunFolder, tasks: Iterable[str]) -> None:
         """The table of the scores that a launch left in the run's record."""

@@ -190,3 +190,16 @@ def test_scattered_designs_are_named_with_their_tokens_and_no_sizes_between_are_
     names = {o.name for o in default_options(result, {"params": 1e11, "tokens": 1e12})}
     assert "10M at 100B tokens, one more seed" in names and "10M at 1.0B tokens, 2x tokens" in names
     assert not any("between" in name or "beyond" in name for name in names)
+
+
+def test_an_option_without_the_fitted_size_names_its_column(tmp_path):
+    (tmp_path / "options.csv").write_text("run_id,params_non_embedding,tokens\nsmall,2e6,1e9\n")
+    with pytest.raises(UsageError, match=r"option small has no params_total, .* columns.params_total=NAME"):
+        options_from_file(tmp_path / "options.csv", line_fit(line_points()))
+
+
+def test_runs_of_one_design_are_one_option_though_their_batches_round_differently():
+    points = line_points()
+    rows = tuple(replace(p, tokens=1e9 * (1 + 0.01 * k), run_id=f"{p.run_id}-{k}") for p in points for k in (0, 1))
+    names = [o.name for o in default_options(line_fit(Points(rows=rows)), TARGET)]
+    assert sum("one more seed" in name for name in names) == len(points)

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from gopher.evals.checkpoints import Checkpoint
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
 from gopher.evals.metrics import Scored, TaskScore, paired, scored
 from gopher.evals.pairs import pairs
-from gopher.evals.scores import answer_all, labels_of, scored_seeds
-from gopher.evals.store import Store, score_missing
+from gopher.evals.scores import answer_all, labels_of, lacking, scored_seeds
+from gopher.evals.store import Store, claimed, score_missing
 from gopher.inference import open_rung
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and its data library warn of many things
@@ -111,12 +113,14 @@ def test_a_group_has_the_scores_of_its_members_and_their_spread(tmp_path: Path) 
     found = by_name(scored(compiled, only_first))
     first, second, both = (found[name, "acc"] for name in ("first", "second", "both"))
     assert both.value == pytest.approx((first.value + second.value) / 2) and both.n == 40
-    assert both.stderr == pytest.approx(abs(first.value - second.value) / 2)  # of the mean of two clusters
+    assert first.stderr and second.stderr
+    assert both.stderr == pytest.approx(math.hypot(first.stderr, second.stderr) / 2)  # the harness's own
     assert found["both", "chance"].value == pytest.approx(1 / 3) and ("both", "gold_bpb") in found
     calm = scored(compiled, answered(compiled, right))
-    change = {(d.task, d.metric): d for d in paired(calm, scored(compiled, only_first))}["both", "acc"]
+    changes = {(d.task, d.metric): d for d in paired(calm, scored(compiled, only_first))}
+    change, alone = changes["both", "acc"], changes["second", "acc"]
     assert change.value == pytest.approx(both.value - by_name(calm)["both", "acc"].value) and change.n == 40
-    assert change.stderr == pytest.approx(abs(change.value))  # one member changed, the other did not
+    assert alone.stderr and change.stderr == pytest.approx(alone.stderr / 2)  # one member changed, the other did not
     assert {s.family for k, s in found.items() if k[0] == "both"} == {"like first"} and first.family is None
     assert found["both", "members"].value == 2 and ("first", "members") not in found
 
@@ -177,14 +181,54 @@ def test_every_damaged_shard_is_found_and_scored_again(tiny_run: Path, tmp_path:
     compiled = compiled_in(tmp_path, {"colours": CHOICE, "passages": TASKS["passages"]})
     (last,) = checkpoints_of(tiny_run, "last", floor=False)
     store = Store(folder=tmp_path / "a")
-    assert answer_all([last], [compiled], store) == 120
+    assert answer_all(lacking([last], [compiled], store), [compiled], store) == 120
     (calm,) = scored_seeds([compiled], store, last.sha256)
     for bundle in compiled.bundles.values():
         path = store.shard_path(last.sha256, bundle, 0)
         path.write_bytes(path.read_bytes()[:-9])
-    assert answer_all([last], [compiled], store) == 120 and answer_all([last], [compiled], store) == 0
+    assert [answer_all(lacking([last], [compiled], store), [compiled], store) for _ in range(2)] == [120, 0]
     (again,) = scored_seeds([compiled], store, last.sha256)
     assert by_name(again) == by_name(calm)
+
+
+def test_a_damaged_shard_that_another_process_mends_first_is_kept(tmp_path: Path) -> None:
+    """What is damaged is judged again under the shard's lock: neither a new shard nor a missing one is dropped."""
+    compiled = compiled_in(tmp_path, {"colours": CHOICE})
+    bundle, store = compiled.bundles["colours"], Store(folder=tmp_path / "a")
+    answers = answered(compiled, right)["colours"]
+    store.write("c", bundle, 0, answers)
+    path = store.shard_path("c", bundle, 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with ThreadPoolExecutor() as pool:
+        with claimed(path, wait=True):
+            reader = pool.submit(store.holds, "c", bundle)
+            time.sleep(0.3)
+            path.write_bytes(whole)
+        assert reader.result() and path.read_bytes() == whole
+        path.write_bytes(whole[:-9])
+        with claimed(path, wait=True):
+            reader = pool.submit(store.holds, "c", bundle)
+            time.sleep(0.3)
+            path.unlink()
+        assert reader.result() is False
+
+
+def test_a_group_of_which_a_seed_changes_some_has_scores_for_every_seed(tmp_path: Path) -> None:
+    """The unchanged member's answers count in each; its own scores are told once."""
+    shots = {**CHOICE, "fewshot_split": "test", "num_fewshot": 2}
+    folder = write_tasks(tmp_path / "tasks", tasks={"first": shots, "second": CHOICE})
+    (folder / "both.yaml").write_text(json.dumps(GROUP))
+    seeds = [compile_tasks(["both"], str(folder), tmp_path / "b", Prompting(seed=seed)) for seed in (1, 2)]
+    keys = [{name: b.key for name, b in one.bundles.items()} for one in seeds]
+    assert keys[0]["first"] != keys[1]["first"] and keys[0]["second"] == keys[1]["second"]
+    store = Store(folder=tmp_path / "a")
+    for one in seeds:
+        for name, own in answered(one, right).items():
+            store.write("c", one.bundles[name], 0, own)
+    first, second = (by_name(own) for own in scored_seeds(seeds, store, "c"))
+    assert ("both", "acc") in first and first["both", "acc"].value == second["both", "acc"].value
+    assert ("second", "acc") in first and {task for task, _ in second} == {"first", "both"}
 
 
 def test_samples_do_not_depend_on_the_cut_into_shards(tiny_run: Path, tmp_path: Path) -> None:

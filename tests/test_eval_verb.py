@@ -114,6 +114,17 @@ def test_a_free_actor_keeps_its_checkpoints_then_helps_where_most_is_left(tiny_r
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_what_is_more_goes_to_ray_and_leaves_nothing_to_score_here(
+    own_run: Path, tasks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "IN_PROCESS_SECONDS", 0.0)
+    words = [f"checkpoint={own_run}", "tasks=[colours]", f"tasks_path={tasks}", "format=json"]
+    assert told(words, capsys)["requests_scored"] == 2 * 60
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_shards_on_ray_survive_a_killed_actor(tiny_run: Path, tmp_path: Path) -> None:
     from sweeps.backends.ray import RayBackend
     from sweeps.backends.ray_evals import score_on_ray

@@ -23,7 +23,7 @@ from gopher.evals.checkpoints import checkpoints_of
 from gopher.evals.compile import Prompting, compile_tasks
 from gopher.evals.exam import Exam
 from gopher.evals.metrics import bits_per_byte, choice_values, over_seeds, paired, scored
-from gopher.evals.ratios import ratio_error
+from gopher.evals.ratios import Ratio, mean_of, pooled
 from gopher.evals.store import Store, claimed, score_missing
 from gopher.evals.units import Scorer, units_of
 from gopher.inference import open_rung
@@ -275,14 +275,40 @@ def test_choice_metrics_by_hand() -> None:
     assert values["gold_bpb"] == pytest.approx(math.log2(5) / 3)
 
 
+def error_of(parts: list[float], wholes: list[float], clusters: list[str]) -> float | None:
+    numbered = (dict(enumerate(values)) for values in (parts, wholes, clusters))
+    return Ratio(**dict(zip(("parts", "wholes", "clusters"), numbered, strict=True))).stderr
+
+
+def test_a_groups_error_is_that_of_its_members_items() -> None:
+    """Of two members, of one, and covering over draws of items from members that differ."""
+    draw = np.random.default_rng(0)
+
+    def member(values: Any, passages: int = 0) -> Ratio:
+        items = dict(enumerate(map(float, values)))
+        return mean_of(items, {i: f"#{i % passages if passages else i}" for i in items})
+
+    one, two = member(draw.normal(0, 1, 30)), member(draw.normal(0, 1, 30))
+    two = member(v - two.value + one.value for v in two.parts.values())  # equal means
+    assert one.stderr and two.stderr and pooled({"a": one}).stderr == pytest.approx(one.stderr)
+    assert pooled({"a": one, "b": two}).stderr == pytest.approx(math.hypot(one.stderr, two.stderr) / 2)
+    assert pooled({"a": member([1.0]), "b": one}).stderr is None  # one item says nothing of its spread
+    assert pooled({"a": member(range(8), passages=4)}).stderr == pytest.approx(member(range(8), passages=4).stderr)
+    hits = 0
+    for _ in range(300):
+        group = pooled({"a": member(draw.normal(0.2, 1, 40)), "b": member(draw.normal(0.9, 0.5, 20))})
+        hits += abs(group.value - (0.2 * 40 + 0.9 * 20) / 60) < 1.96 * (group.stderr or 0)
+    assert 0.91 < hits / 300 < 0.98
+
+
 def test_standard_errors_over_clusters() -> None:
     draw = np.random.default_rng(0)
     values = draw.normal(size=40)
-    alone = ratio_error(values.tolist(), [1.0] * 40, [str(i) for i in range(40)])
+    alone = error_of(values.tolist(), [1.0] * 40, [str(i) for i in range(40)])
     assert alone == pytest.approx(values.std(ddof=1) / math.sqrt(40))
-    doubled = ratio_error([*values, *values], [1.0] * 80, [str(i) for i in range(40)] * 2)
+    doubled = error_of([*values, *values], [1.0] * 80, [str(i) for i in range(40)] * 2)
     assert doubled == pytest.approx(alone)  # the same passage twice says nothing new
-    assert ratio_error([1.0, 2.0], [1.0, 1.0], ["a", "a"]) is None
+    assert error_of([1.0, 2.0], [1.0, 1.0], ["a", "a"]) is None
     bits = bits_per_byte([pair for i, p in enumerate((-2.0, -4.0)) for pair in asked([p], 0, i)])
     assert bits.value == pytest.approx(6 / math.log(2) / 6) and len(bits.parts) == 2
 
@@ -293,7 +319,7 @@ def test_the_error_of_a_ratio_covers(capsys: pytest.CaptureFixture[str]) -> None
     for _ in range(400):
         sizes = draw.integers(50, 2000, size=60).astype(float)
         bits = sizes * 2.0 + draw.normal(size=60) * np.sqrt(sizes) * 5
-        error = ratio_error(bits.tolist(), sizes.tolist(), map(str, range(60)))
+        error = error_of(bits.tolist(), sizes.tolist(), list(map(str, range(60))))
         hits += abs(bits.sum() / sizes.sum() - 2.0) < 1.96 * (error or 0)
     assert 0.915 < hits / 400 < 0.975
 

@@ -124,11 +124,25 @@ def test_earlier_measurements_of_the_targets_run_stay_out():
     assert {k.run_id for k in frozen.kept_out} == {"n4"} and len(frozen.kept_out) == 5 and len(frozen.points) == 20
 
 
+def test_a_run_is_scored_by_its_last_step(forecast):
+    points = ladder_points()
+    earlier = tuple(
+        replace(p, loss=9.0, step=1, tokens=None if p.tokens is None else 0.99 * p.tokens)
+        for p in points
+        if p.rung == "1_3m"
+    )
+    whole, own = score(forecast, points), score(forecast, replace(points, rows=(*points.rows, *earlier)))
+    assert own.outcome is not None and whole.outcome is not None and own.outcome.runs == whole.outcome.runs
+
+
 def test_only_a_run_known_to_have_ended_later_counts_as_foretold(forecast):
     later, unknown = score(forecast, ended(ladder_points())), score(forecast, ladder_points())
     earlier = score(forecast, ended(ladder_points(), "2029-12-31"))
     assert [f.is_backtest for f in (forecast, later, unknown, earlier)] == [False, False, True, True]
     assert later.outcome is not None and later.outcome.runs[0].finished_at == DAY_AFTER
+    begun = [replace(p, started_at=when) for when in ("2030-01-01T11:00", DAY_AFTER) for p in ended(ladder_points())]
+    under_way, new = (Points(rows=tuple(part)) for part in (begun[: len(begun) // 2], begun[len(begun) // 2 :]))
+    assert score(forecast, under_way).is_backtest and not score(forecast, new).is_backtest
     assert (calibration([later, unknown, earlier]).scored, calibration([later, unknown, earlier]).backtests) == (1, 2)
     with pytest.raises(UsageError, match="finished_at = 'last week', which is no time"):
         score(forecast, ended(ladder_points(), "last week"))

@@ -6,7 +6,7 @@ from scaling import HOFFMANN, loss_of, make_points
 
 from analysis.findings import headline
 from analysis.fit import FitSettings, fit, to_json
-from analysis.isoflop import Minimum, held_out, parabola_minimum
+from analysis.isoflop import Minimum, held_out, parabola_minimum, smaller
 from analysis.rows import Points
 from gopher.errors import UsageError
 
@@ -68,7 +68,18 @@ def test_budgets_without_a_minimum_are_listed_and_not_used():
     assert [r["kept"] for r in rows] == [False] + [True] * 5 and "3 sizes, fewer than 4" in rows[0]["reason"]
     assert parabola_minimum(np.geomspace(1, 10, 5), -np.square(np.linspace(-1, 1, 5))) is None
     with pytest.raises(UsageError, match="1 of 1 FLOP budgets have a minimum"):
-        fit(points.take(points.column("flops") == BUDGETS[1]), FitSettings(law="isoflop"))
+        fit(points.take(points.column("flops") == BUDGETS[1]), FitSettings(law="isoflop", fallback=False))
+
+
+@pytest.mark.parametrize("law", ["isoflop", "approach2"])
+def test_one_minimum_or_none_falls_back_as_two_do(law):
+    for used in (BUDGETS[:1], BUDGETS[:2]):
+        some = grid(sizes=12, spread=1.0).take(np.isin(grid(sizes=12, spread=1.0).column("flops"), used))
+        result = fit(some, FitSettings(law=law, bootstrap=0, holdout=0, sensitivity=False))
+        told = result.verdict
+        assert told.law == "isoflop" and told.reported == result.law != "isoflop" and not told.identified
+        assert f"{len(used)} budgets with a minimum" in told.reasons[0]
+        assert (told.refused_params is not None) == (len(used) > 1)
 
 
 def test_envelope_of_training_curves_finds_the_planted_exponent():
@@ -83,10 +94,26 @@ def test_envelope_of_training_curves_finds_the_planted_exponent():
     assert len(result.samples) == 450 and result.optimum.grad_norm < 1e-9
     assert {round(row["n_opt"]) for row in result.tables["envelope"]} <= {round(n) for n in sizes[1:-1]}
     held = result.holdout
-    assert [h.fitted_rungs for h in held] == [11, 10, 9] and all(abs(h.error_percent) < 10 for h in held)
+    assert [h.fitted_rungs for h in held] == [10, 9, 8] and all(abs(h.error_percent) < 10 for h in held)
     assert all(h.interval95 and h.interval95[0] < h.predicted < h.interval95[1] and h.runs == 1 for h in held)
     with pytest.raises(UsageError, match="fewer than 3 sizes have training curves"):
         fit(grid(), FitSettings(law="envelope"))
+
+
+def test_what_a_held_out_size_is_predicted_from_does_not_know_its_curve():
+    """A better curve of the largest size that is ever the best shortens the stretch of the one below, and must not here."""
+
+    def last_of_the_smaller(better):
+        rows = []
+        for i, n in enumerate(np.geomspace(1e7, 3e9, 14)):
+            d = np.geomspace(2 * n, 400 * n, 25)
+            loss = loss_of(n, d) * (1 - better * (i == 12))
+            curve = make_points(np.full(25, n), d, loss, flops=6 * n * d)
+            rows += [type(p)(**{**vars(p), "run_id": f"size{i}"}) for p in curve]
+        held = fit(Points(rows=tuple(rows)), FitSettings(law="envelope", bootstrap=0)).holdout[0]
+        return float(held.rung.split()[2]) / 10**held.decades  # FLOPs, to the three digits of the name
+
+    assert last_of_the_smaller(0.0) == pytest.approx(last_of_the_smaller(0.01), rel=0.01)
 
 
 def test_targets_other_than_a_budget_are_refused():
@@ -103,7 +130,7 @@ def test_hold_out_intervals_cover_as_often_as_they_say():
             Minimum(flops=c, runs=5, n_opt=10**v, d_opt=1.0, loss=2.0, at_edge=False)
             for c, v in zip(BUDGETS, y, strict=True)
         ]
-        held = held_out("isoflop", [[m] for m in minima])[0]
+        held = held_out("isoflop", minima[-1:], smaller([[m] for m in minima]))[0]
         inside += held.interval95[0] < held.actual < held.interval95[1]
     assert 0.90 <= inside / 300 <= 0.99
 

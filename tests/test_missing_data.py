@@ -86,3 +86,25 @@ def test_the_fetch_command_wants_a_folder(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("GOPHER_EVAL_DATA", "/tmp")
     assert fetch.main(["winogender/all_sentence.jsonl"]) == 2
     assert "did you mean 'winogender/all_sentences.jsonl'?" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_what_it_was_does_not_keep_the_others_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text("<html>moved</html>")
+    (tmp_path / "good.jsonl").write_text('{"claim": "c"}\n')
+    monkeypatch.setenv("GOPHER_EVAL_DATA", str(tmp_path / "out"))
+    monkeypatch.setattr(fetch, "SOURCES", {name: (tmp_path / name).as_uri() for name in ("bad.jsonl", "good.jsonl")})
+    assert fetch.main([]) == 3
+    told = capsys.readouterr()
+    assert "bad.jsonl cannot be read" in told.err and "good.jsonl: 1 rows" in told.out
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.jsonl"]
+
+
+def test_only_tasks_of_local_files_are_read_without_asking_for_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "local.yaml").write_text("task: local\ndataset_path: json\n")
+    (tmp_path / "hub.yaml").write_text("task: hub\ndataset_path: some/set\n")
+    entries = [SimpleNamespace(yaml_path=tmp_path / f"{name}.yaml") for name in ("local", "hub")]
+    assert [cures.may_need_hub(e) for e in (*entries, SimpleNamespace(yaml_path=OWN / "race_h.yaml"), None)] == [
+        False, True, True, True,
+    ]  # fmt: skip

@@ -181,3 +181,15 @@ def test_a_forecast_is_scored_by_the_times_at_which_runs_ended(ladder):
     unseen = replace(before, source_rows=before.source_rows[before.source_rows["rung"] != "e"])
     first, late = freeze(unseen, target, QUICK, now=early), freeze(unseen, target, QUICK)
     assert first.before_run and not score(first, points).is_backtest and score(late, points).is_backtest
+
+
+def test_all_settings_stay_where_another_metric_chooses_among_them(ladder):
+    assert len(points_from_mlflow(ladder, "ladder", best=False)) == 8  # with the other learning rate of rung c
+
+
+def test_what_is_not_fitted_stays_out_of_the_hash():
+    """Frozen forecasts carry hashes from before points knew these."""
+    point = Point(run_id="a", rung="r", loss=3.0, params_total=1e6)
+    known = replace(point, batch_tokens=64.0, cost=1.0, started_at="2030-01-01")
+    assert Points(rows=(point,)).sha256 == Points(rows=(known,)).sha256
+    assert Points(rows=(point,)).sha256 == "3fa6469a269f7aaa40cd9ea0ccceab64a5d79fd877f49808687315d83baab519"

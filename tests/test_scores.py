@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from gopher.errors import UsageError
+from gopher.evals.checkpoints import checkpoints_of
+from gopher.evals.compile import Prompting, compile_tasks
 from gopher.evals.exam import Exam
 from gopher.evals.metrics import task_scores
 from gopher.evals.scores import score_run
+from gopher.evals.store import Store
+from gopher.evals.units import units_of
 from gopher.record import RunFolder
 
 TASK = """task: colours
@@ -103,3 +107,11 @@ def test_what_is_no_number_is_left_out() -> None:
     values = {"alias": "x", "acc,none": 0.5, "acc_stderr,none": "N/A", "em,strict": 1, "em,loose": float("nan")}
     found = [(s.metric, s.value, s.stderr) for s in task_scores("t", values, 3)]
     assert found == [("acc", 0.5, None), ("em-strict", 1.0, None)]
+
+
+@pytest.mark.filterwarnings("ignore")  # the harness and its data library warn of many things
+def test_pieces_are_as_large_as_the_device_that_scores_them_wants(run: RunFolder, tasks: Path, tmp_path: Path) -> None:
+    compiled = compile_tasks(["colours"], str(tasks), tmp_path / "b", Prompting())
+    checkpoints, bundles = checkpoints_of(run.path, "last", floor=False), list(compiled.bundles.values())
+    slow, fast = (units_of(checkpoints, bundles, Store(folder=tmp_path / "a"), on=on) for on in ("cpu", "cuda"))
+    assert sum(u.seconds for u in slow) > sum(u.seconds for u in fast) > 0

@@ -221,6 +221,28 @@ def test_the_best_learning_rate_stands_for_its_rung():
         points_from_frame(worst)  # the best rate is the smallest of three at every rung: nothing was bracketed
 
 
+def rounded_search(**columns):
+    """Three batches whose tokens are rounded to whole batches, the middle one best in loss and worst in score."""
+    parts = [
+        ladder(batch_tokens=b, tokens=ladder()["tokens"] * (1 + shift), loss=ladder()["loss"] + worse, run_id=[f"{b}-{i}" for i in range(6)])
+        for b, shift, worse in ((32, 0.0, 0.1), (64, 0.004, 0.0), (128, -0.006, 0.2))
+    ]  # fmt: skip
+    return pd.concat(parts).assign(**columns)
+
+
+def test_a_search_over_batches_is_one_design_though_tokens_are_rounded_to_them():
+    points = points_from_frame(rounded_search())
+    assert {p.batch_tokens for p in points} == {64.0} and len(points) == 6 and len(points.excluded) == 12
+
+
+@pytest.mark.parametrize(("metric", "best"), [("acc", 64.0), ("eval/t.bpb", 64.0)])
+def test_the_best_setting_has_the_highest_score_or_the_lowest_loss(metric, best):
+    frame = rounded_search(metric_name=metric)
+    value = frame["loss"] if metric.endswith("bpb") else 1 / frame["loss"]
+    points = points_from_frame(frame.assign(metric_value=value), metric=metric)
+    assert {p.batch_tokens for p in points} == {best}
+
+
 @pytest.mark.parametrize(
     ("value", "name"), [(43663872, "43.7M"), (1e9, "1B"), (999.9e6, "1B"), (1234, "1.23k"), (54_000, "54k")]
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from logged_study import queued_folder, study_spec
 
-from analysis.points import training_runs
+from analysis.points import run_facts, training_runs
 from analysis.task_scores import category_of, scores_from_mlflow, shown
 from gopher.evals.metrics import TaskScore
 from gopher.evals.scores import log_scores
@@ -82,6 +82,18 @@ def test_fewer_items_replace_scores_only_where_they_may(tmp_path: Path) -> None:
     assert folder.metrics()["eval/mmlu_anatomy.acc"] == {600: 1.0} and folder.last("eval/mmlu_anatomy.items") == 4
 
 
+def test_items_are_counted_for_each_way_of_asking(tmp_path: Path) -> None:
+    """Few thoughts are no reason to leave them out because plain answers are many, nor to forget how many these were."""
+    folder = queued_folder(tmp_path, study_spec("54k", 0))
+    thought = TaskScore(task="mmlu_anatomy", metric="acc-think", value=0.5, stderr=0.1, n=10)
+    chance = TaskScore(task="mmlu_anatomy", metric="chance", value=0.2, stderr=None, n=10)
+    log_scores(folder, 600, lines(0.3))
+    assert log_scores(folder, 600, [thought, chance], fewer=False) == {}
+    assert folder.last("eval/mmlu_anatomy.acc-think") == 0.5 and folder.last("eval/mmlu_anatomy.chance") == 0.25
+    assert folder.last("eval/mmlu_anatomy.items") == 100 and folder.last("eval/mmlu_anatomy.items-think") == 10
+    assert log_scores(folder, 600, [replace(thought, n=4)], fewer=False) == {"mmlu_anatomy (think)": 10}
+
+
 def test_the_table_is_an_artifact_of_the_run(uri: str) -> None:
     from mlflow import MlflowClient
 
@@ -91,7 +103,14 @@ def test_the_table_is_an_artifact_of_the_run(uri: str) -> None:
     )
     tables = [a.path for a in client.list_artifacts(run.info.run_id, "eval")]
     assert tables == ["eval/scores-v1.json", "eval/scores-v2.json"]  # one for each set of bundles
-    assert run.data.tags["eval.version"] == "v2"
+    assert run.data.tags["eval.scores"] == "v2"
+
+
+def test_scored_runs_stay_in_fits_of_the_loss(uri: str) -> None:
+    """One of the two runs has a table of scores: the loss of both was measured on the same text."""
+    runs = training_runs(uri, "demo")
+    assert len({run_facts(run, "final/val_loss").evaluation for run in runs}) == 1
+    assert {run_facts(run, "eval/mmlu_anatomy.acc").evaluation for run in runs} == {"", "v2"}
 
 
 def test_published_and_filtered_metrics_are_shown_and_one_number_once() -> None:

@@ -79,6 +79,18 @@ def test_many_tasks_become_one_row_a_category():
     assert "science (10)" in figure.svg and "science_3" not in figure.svg
 
 
+def test_gains_beyond_the_axis_are_counted_and_named_on_both_sides():
+    wild = [
+        score(rung, n, value, task=f"{name}_{i}", category=name)
+        for name, low, high in (("up", 0.1, 0.9), ("down", 0.5, -0.9), ("calm", 0.5, 0.6))
+        for i in range(7)
+        for rung, n, value in (("m", 1e7, low), ("l", 1e8, high))
+    ]
+    figure = relative_gain(wild)
+    assert "14 beyond the axis: " in figure.caption and "down_0 −280 %" in figure.caption
+    assert "7 more →" in figure.svg and "← 7 more" in figure.svg
+
+
 def test_scores_that_are_all_alike_have_an_axis() -> None:
     """Ticks that differ, none below 0; perplexities on a log axis."""
     none = [score(r, n, 0.0, step=k, untrained=k == 0) for r, n in (("m", 1e7), ("l", 1e8)) for k in (0, 10)]

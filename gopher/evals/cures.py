@@ -15,6 +15,7 @@ NO_FILE = re.compile(
     r"Unable to find '([^']+)'|No such file or directory: '([^']+)'|Couldn't find any data file at (\S+?)\.?$"
 )
 PROBE_SECONDS = 3.0
+LOCAL_KINDS = ("json", "csv", "parquet", "arrow", "text")  # of files that a task names itself
 
 
 def cured(name: str, error: BaseException, entry: Any, known: Sequence[str]) -> str:
@@ -47,6 +48,11 @@ def configuration(entry: Any) -> dict[str, Any]:
         return dict(load_yaml(Path(entry.yaml_path), resolve_func=False)) if entry.yaml_path else {}
     except Exception:  # of a file that was not readable in the first place
         return {}
+
+
+def may_need_hub(entry: Any) -> bool:
+    """Whether the data of a task, of a group's or of one that is not known here may come from the Hub."""
+    return entry is None or configuration(entry).get("dataset_path") not in LOCAL_KINDS
 
 
 def offline_if_unreachable() -> bool:

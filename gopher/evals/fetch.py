@@ -12,10 +12,11 @@ import os
 import sys
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from gopher.errors import GopherError, SetupError, UsageError, did_you_mean
+from gopher.errors import SetupError, UsageError, did_you_mean
 from gopher.record import write_atomic
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -38,9 +39,9 @@ def fetch(file: str, root: Path, address: str) -> int:
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:
             text = answer.read().decode("utf-8")
-    except OSError as error:
+        rows = rows_of(text, address.rpartition(".")[2])
+    except (OSError, HTTPException, ValueError) as error:  # unreachable, cut off, or not what it was
         raise SetupError(f"{address} cannot be read ({error}); put {file} into {root} by hand, or try again") from None
-    rows = rows_of(text, address.rpartition(".")[2])
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(root / file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
@@ -65,12 +66,17 @@ def main(files: Sequence[str]) -> int:
             raise UsageError(
                 f"no address is known for '{unknown[0]}'{did_you_mean(unknown[0], list(SOURCES))}; there are {', '.join(SOURCES)}"
             )
-        for file in files or SOURCES:
-            print(f"{file}: {fetch(file, Path(root), SOURCES[file]):,} rows from {SOURCES[file]}")
-    except GopherError as error:
+    except UsageError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    return 0
+    code = 0
+    for file in files or SOURCES:
+        try:
+            print(f"{file}: {fetch(file, Path(root), SOURCES[file]):,} rows from {SOURCES[file]}")
+        except SetupError as error:  # the others may be there
+            print(error, file=sys.stderr)
+            code = error.exit_code
+    return code
 
 
 if __name__ == "__main__":

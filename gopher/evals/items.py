@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
-from gopher.evals.cures import cured, offline_if_unreachable
+from gopher.evals.cures import cured, may_need_hub, offline_if_unreachable
 from gopher.evals.names import harness_index
 
 OWN_TASKS = Path(__file__).parent / "tasks"
@@ -52,8 +52,9 @@ def tasks_named(names: Sequence[str], folder: str | None, say: Say, kept: Path |
         logging.getLogger(talkative).setLevel(logging.ERROR)
     folders = [str(OWN_TASKS), *([folder] if folder else [])]
     manager = TaskManager(include_path=folders, include_defaults=False)
-    if any(name not in manager.all_tasks for name in names):
+    if any(may_need_hub(manager.task_index.get(name)) for name in names):
         offline_if_unreachable()
+    if any(name not in manager.all_tasks for name in names):
         manager._index = harness_index(kept, say) | manager._index  # what a new manager takes many seconds to find out
         manager._all_tasks = sorted(manager._index)
     found: dict[str, Any] = {}

@@ -9,8 +9,9 @@ Of a multiple choice with one right option, over its items:
 Of a group the same over the items of all members.
 Of whole documents and of single continuations: bpb, bits per byte over all items together.
 
-Standard errors are those of a mean or ratio over clusters (passages, where items share one, else the items themselves; of
-a group its members); where no cluster is shared and the harness has one, they equal the harness's.
+Standard errors are those of a mean or ratio over clusters (passages, where items share one, else the items themselves), of
+a group within its members, which are the tasks that they are; where no cluster is shared and the harness has one, they
+equal the harness's.
 """
 
 import math
@@ -58,6 +59,14 @@ class Scored:
     scores: list[TaskScore]
     items: Ratios
     skipped: list[Skipped]
+
+    def of(self, names: Collection[str]) -> "Scored":
+        """What is of these tasks and groups."""
+        return Scored(
+            scores=[s for s in self.scores if s.task in names],
+            items={key: own for key, own in self.items.items() if key[0] in names},
+            skipped=[s for s in self.skipped if s.task in names],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -263,7 +272,7 @@ def group_scores(
     group: str, members: Sequence[str], harness: Sequence[TaskScore], whole: Mapping[str, Ratio]
 ) -> list[TaskScore]:
     """A group's scores: the harness's, the smooth ones over the items of all members, and `members`, how many tasks it has."""
-    out = [score_of(group, s.metric, whole[s.metric]) if s.metric in whole else s for s in harness]
+    out = [with_error(s, whole.get(s.metric)) for s in harness]
     out += [score_of(group, metric, own) for metric, own in whole.items() if metric not in {s.metric for s in harness}]
     size = harness[0].n if harness else 0
     return [*out, TaskScore(task=group, metric="members", value=len(members), stderr=None, n=size)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import GopherError, UsageError
-from gopher.evals.answers import Scoring
+from gopher.evals.answers import Answer, Scoring
 from gopher.evals.bundle import Bundle
 from gopher.evals.checkpoints import Checkpoint, checkpoints_of
 from gopher.evals.compile import Compiled, Prompting, compile_tasks
@@ -36,17 +36,24 @@ def store_of(exam: Exam, output_root: Path) -> Store:
 
 
 def scored_seeds(compiled: Sequence[Compiled], store: Store, sha256: str) -> list[Scored]:
-    """A checkpoint's scores per few-shot seed, from stored answers; a task that the seed does not change is in the first alone.
+    """A checkpoint's scores per few-shot seed, from stored answers; a task that the seed does not change is in the first alone,
+    and counts in the groups that the seed changes.
 
     Raises `GopherError` when answers are missing.
     """
-    out, seen = [], set[str]()
+    out: list[Scored] = []
+    known: dict[str, list[Answer]] = {}  # by bundle
     for one in compiled:
-        answers = {name: store.answers(sha256, b) for name, b in one.bundles.items() if b.key not in seen}
-        seen |= {bundle.key for bundle in one.bundles.values()}
-        if lost := [name for name, own in answers.items() if own is None]:
-            raise GopherError(f"answers of {lost[0]} are gone from {store.folder}; run the same command again")
-        found = scored(one, {name: own for name, own in answers.items() if own is not None})
+        changed = {name for name, bundle in one.bundles.items() if bundle.key not in known}
+        groups = {g: own for g, members in one.groups.items() if changed & (own := set(members_of(members)))}
+        asked = changed.union(*groups.values()) & one.bundles.keys()
+        for name in sorted(changed):
+            own_answers = store.answers(sha256, one.bundles[name])
+            if own_answers is None:
+                raise GopherError(f"answers of {name} are gone from {store.folder}; run the same command again")
+            known[one.bundles[name].key] = own_answers
+        found = scored(one, {name: known[one.bundles[name].key] for name in one.bundles if name in asked})
+        found = found.of({*changed, *groups})
         labels = labels_of(one, store.scoring)
         for label in sorted({*labels.values()} - {""}):
             found = named(found, label, {name for name, own in labels.items() if own != label})
@@ -79,7 +86,7 @@ def score_run(run_folder: Path, exam: Exam) -> None:
     for name in folder.unscored(exam.tasks, exam.key):
         compiled, skipped = compiled_or_reason(exam, name, root)
         lines: list[TaskScore] = []
-        answer_all(checkpoints, compiled, store)
+        answer_all(lacking(checkpoints, compiled, store), compiled, store)
         for checkpoint in checkpoints if compiled else []:
             found = scored_seeds(compiled, store, checkpoint.sha256)
             lines = over_seeds([s.scores for s in found])
@@ -98,14 +105,14 @@ def compiled_or_reason(exam: Exam, name: str, root: Path) -> tuple[list[Compiled
     return (compiled if compiled[0].bundles else []), list(compiled[0].skipped)
 
 
-def answer_all(checkpoints: Sequence[Checkpoint], compiled: Sequence[Compiled], store: Store) -> int:
-    """Requests that had to be scored in this process for the store to have all answers."""
+def answer_all(units: Sequence[Unit], compiled: Sequence[Compiled], store: Store) -> int:
+    """Requests that had to be scored in this process for the store to have the units' answers."""
     scorer = Scorer(store.folder, store, {bundle.key: bundle for bundle in bundles_of(compiled)})
-    return sum(scorer.score(unit, wait=True) for unit in lacking(checkpoints, compiled, store))
+    return sum(scorer.score(unit, wait=True) for unit in units)
 
 
 def lacking(checkpoints: Sequence[Checkpoint], compiled: Sequence[Compiled], store: Store) -> list[Unit]:
-    """What is still to be scored; damaged shards are found here."""
+    """What is still to be scored; every shard is read once, and damaged ones are found here."""
     bundles = bundles_of(compiled)
     for sha256 in {c.sha256 for c in checkpoints}:
         for bundle in bundles:
@@ -124,27 +131,39 @@ def bundles_of(compiled: Sequence[Compiled]) -> list[Bundle]:
 def log_scores(folder: RunFolder, step: int, lines: Sequence[TaskScore], *, fewer: bool = True) -> dict[str, int]:
     """Metric rows of one checkpoint, unless the log has just these.
 
-    Without `fewer`, a task that the log has scores of over more items keeps these: it is returned with their number.
+    Without `fewer`, what the log has of a task over more items, asked in the same way, stays: it is returned with their
+    number.
     """
     known, items = folder.metrics(), items_of(lines)
-    logged = {task: int(known.get(f"eval/{task}.items", {}).get(step) or 0) for task in items}
-    kept = {} if fewer else {task: n for task, n in logged.items() if n > items[task]}
+    logged = {way: int(known.get(items_name(*way), {}).get(step) or 0) for way in items}
+    kept = {} if fewer else {way: n for way, n in logged.items() if n > items[way]}
     values: dict[str, float | None] = {}
-    for line in (line for line in lines if line.task not in kept):
+    for line in (line for line in lines if (line.task, way_of(line.metric)) not in kept):
         values[f"eval/{line.task}.{line.metric}"] = line.value
         if line.stderr is not None:
             values[f"eval/{line.task}.{line.metric}_stderr"] = line.stderr
-    values |= {f"eval/{task}.items": float(n) for task, n in items.items() if task not in kept}
+    measured = {(line.task, way_of(line.metric)) for line in lines if line.metric not in ("chance", "members")}
+    values |= {items_name(*way): float(items[way]) for way in measured & items.keys() if way not in kept}
     if any(known.get(name, {}).get(step) != value for name, value in values.items()):
         folder.log(step, values)
-    return kept
+    return {f"{task} ({way})" if way else task: n for (task, way), n in kept.items() if (task, way) in measured}
 
 
-def items_of(lines: Sequence[TaskScore]) -> dict[str, int]:
-    """Task -> its number of items; some metrics are of fewer."""
-    out: dict[str, int] = {}
+def way_of(metric: str) -> str:
+    """How a metric's answers were asked for and read, which stands behind its name: acc-think and its spread are "think"."""
+    return metric.removesuffix("_seed_sd").partition("-")[2]
+
+
+def items_name(task: str, way: str) -> str:
+    return f"eval/{task}.items-{way}" if way else f"eval/{task}.items"
+
+
+def items_of(lines: Sequence[TaskScore]) -> dict[tuple[str, str], int]:
+    """(task, way of asking) -> its number of items; some metrics are of fewer."""
+    out: dict[tuple[str, str], int] = {}
     for line in (line for line in lines if not line.metric.endswith("_seed_sd")):
-        out[line.task] = max(out.get(line.task, 0), line.n)
+        key = line.task, way_of(line.metric)
+        out[key] = max(out.get(key, 0), line.n)
     return out
 
 
@@ -165,5 +184,6 @@ def keep_record(
     record: dict[str, Any] = {"task": name, "step": checkpoint.step, "checkpoint_sha256": checkpoint.sha256}
     left_out = "; ".join(f"{s.task}: {s.reason}" for s in skipped)
     record |= {"harness": lm_eval.__version__, "exam": exam.key, "metrics": metrics, "skipped": left_out or None}
-    record |= {"items": items_of(lines), "bundles": bundles, "results": [asdict(line) for line in lines]}
+    items = {task: max(n for (own, _), n in items_of(lines).items() if own == task) for task, _ in items_of(lines)}
+    record |= {"items": items, "bundles": bundles, "results": [asdict(line) for line in lines]}
     write_atomic(folder.scores_file(name), json.dumps(record, indent=1, sort_keys=True) + "\n")

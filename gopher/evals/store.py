@@ -62,25 +62,31 @@ class Store:
         return None if any(table is None for table in found) else found
 
     def _read(self, path: Path, checkpoint: str, count: int) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pq.read_table(path)
-            about = json.loads(table.schema.metadata[b"answers"])
-        except FileNotFoundError:
-            return None
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            about, table = {}, None
-            problem = " ".join(str(error).split())[:120]
-        if table is not None and about["checkpoint_sha256"] == checkpoint and table.num_rows == count:
+        table, problem = judged(path, checkpoint, count)
+        if not problem:
             return table
-        warnings.warn(
-            f"{path} is damaged ({problem if table is None else 'it holds other answers'}) and is scored again",
-            stacklevel=4,
-        )
-        path.unlink()
-        return None
+        with claimed(path, wait=True):  # whoever held the shard may have dropped it, and scored it again
+            table, problem = judged(path, checkpoint, count)
+            if problem:
+                warnings.warn(f"{path} is damaged ({problem}) and is scored again", stacklevel=4)
+                path.unlink(missing_ok=True)
+        return table
+
+
+def judged(path: Path, checkpoint: str, count: int) -> tuple[Any, str]:
+    """(the shard's table, or None; what is wrong with it, empty where nothing is or there is none)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"answers"])
+        right = about["checkpoint_sha256"] == checkpoint and table.num_rows == count
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        return None, " ".join(str(error).split())[:120] or type(error).__name__
+    return (table, "") if right else (None, "it holds other answers")
 
 
 def schema() -> Any:

@@ -47,10 +47,15 @@ class Unit:
 
 
 def units_of(
-    checkpoints: Sequence[Checkpoint], bundles: Sequence[Bundle], store: Store, unit_seconds: float = UNIT_SECONDS
+    checkpoints: Sequence[Checkpoint],
+    bundles: Sequence[Bundle],
+    store: Store,
+    unit_seconds: float = UNIT_SECONDS,
+    on: str | None = None,
 ) -> list[Unit]:
-    """What the store lacks of the bundles' answers, in pieces."""
-    return [unit for group in twins(checkpoints) for unit in units_of_twins(group, bundles, store, unit_seconds)]
+    """What the store lacks of the bundles' answers, in pieces for the device `on` (cpu | cuda), or that of this process."""
+    pace = PARAMETER_SECONDS[on or device()]
+    return [unit for group in twins(checkpoints) for unit in units_of_twins(group, bundles, store, unit_seconds, pace)]
 
 
 def twins(checkpoints: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
@@ -72,9 +77,9 @@ def in_parts(values: Sequence[Checkpoint], most: int) -> Iterator[list[Checkpoin
 
 
 def units_of_twins(
-    group: Sequence[Checkpoint], bundles: Sequence[Bundle], store: Store, unit_seconds: float
+    group: Sequence[Checkpoint], bundles: Sequence[Bundle], store: Store, unit_seconds: float, parameter_seconds: float
 ) -> Iterator[Unit]:
-    rate = CHARACTER_SECONDS + PARAMETER_SECONDS[device()] * params_total(group[0].spec.model)
+    rate = CHARACTER_SECONDS + parameter_seconds * params_total(group[0].spec.model)
     open_units: dict[tuple[Checkpoint, ...], tuple[list[Part], float]] = {}
     for bundle in bundles:
         missing = [set(store.missing(c.sha256, bundle)) for c in group]

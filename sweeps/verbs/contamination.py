@@ -24,7 +24,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     names = tree["tasks"]
     if not isinstance(names, list) or not names:
         raise UsageError(f"tasks is {names!r}; name the tasks to look for, such as tasks=[race_h,fever_2way]")
-    tasks = tasks_named([str(t) for t in names], tree["tasks_path"], say)
+    tasks = tasks_named([str(t) for t in names], tree["tasks_path"], say, settings.root / "evals" / "bundles")
     limit, skipped = settings.exam.limit, tasks.skipped
     items = [item for item in items_of(tasks) if limit is None or item.doc_id < limit]
     readers, tokenizer, data_key = training_text(folder)
@@ -123,13 +123,13 @@ def subset_scores(
         return {}
     from gopher.evals.checkpoints import checkpoints_of
     from gopher.evals.contamination import by_subset
-    from gopher.evals.scores import answer_all, compile_exam, scored_seeds, store_of
+    from gopher.evals.scores import answer_all, compile_exam, lacking, scored_seeds, store_of
 
     exam, root = replace(settings.exam, seeds=settings.exam.seeds[:1]), folder.absolute().parents[1]
     checkpoint = checkpoints_of(Path(tree["checkpoint"] or folder), "last", floor=False)[-1]
     say(f"scoring {checkpoint.spec.rung} after {checkpoint.step} steps on them")
     compiled, store = compile_exam(exam, root, say), store_of(exam, root)
-    answer_all([checkpoint], compiled, store)
+    answer_all(lacking([checkpoint], compiled, store), compiled, store)
     (found,) = scored_seeds(compiled, store, checkpoint.sha256)
     out: dict[str, dict[str, Any]] = {}
     members: dict[Any, bool | None] = {(task, doc): flag for task, own in flags.items() for doc, flag in own.items()}

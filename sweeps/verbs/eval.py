@@ -1,7 +1,7 @@
 """`gopher eval`: task scores of a sweep's checkpoints, or of one, from answers that are kept and never computed twice."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,19 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
 
 def answer(settings: Settings, checkpoints: Sequence[Any], compiled: Sequence[Any], store: Any, bundles: Path) -> int:
     """Requests that had to be scored; less than about 40 seconds' in this process, more on Ray."""
-    from gopher.evals.scores import answer_all, lacking
+    from gopher.evals.scores import answer_all, bundles_of, lacking
+    from gopher.evals.units import units_of
 
     count, units = 0, lacking(checkpoints, compiled, store)
     if units and (sum(u.seconds for u in units) > IN_PROCESS_SECONDS or settings.cluster.address != "local"):
-        count = on_ray(settings, units, bundles, store)
-    return count + answer_all(checkpoints, compiled, store)  # also what another process was at
+        asked = bundles_of(compiled)
+        count = on_ray(settings, lambda device: units_of(checkpoints, asked, store, on=device), bundles, store)
+        units = units_of(checkpoints, asked, store)  # what another process was at
+    return count + answer_all(units, compiled, store)
 
 
-def on_ray(settings: Settings, units: Sequence[Any], bundles: Path, store: Any) -> int:
+def on_ray(settings: Settings, units_on: Callable[[str], Sequence[Any]], bundles: Path, store: Any) -> int:
+    """Requests scored; the pieces are as large as the cluster's device wants them, whatever this machine has."""
     from sweeps.backends.ray import RayBackend
     from sweeps.backends.ray_evals import score_on_ray
 
@@ -84,7 +88,7 @@ def on_ray(settings: Settings, units: Sequence[Any], bundles: Path, store: Any) 
     backend = RayBackend(settings.cluster, settings.root / "ray")
     try:
         room = backend.capacity
-        actors = room.gpus or room.cpus
+        units, actors = units_on("cuda" if room.gpus else "cpu"), room.gpus or room.cpus
         say(f"scoring {len(units)} pieces of requests on {min(actors, len(units))} actors")
         return score_on_ray(
             backend.ray,

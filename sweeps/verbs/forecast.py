@@ -147,8 +147,8 @@ def show(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], set
     )
     if any(f.is_backtest for f in found):
         console().print(
-            "backtest: a run of the target was measured before, or is not known to have ended after the freeze "
-            "(runs in MLflow say so; a table does in the column finished_at)",
+            "backtest: a run of the target was measured before, or is not known to have come after the freeze "
+            "(runs in MLflow say so; a table does in the columns started_at and finished_at)",
             style="dim",
         )
 
