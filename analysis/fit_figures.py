@@ -1,5 +1,8 @@
 """Pictures of how good a fit is: hold-outs, seed spread, residuals, parameter profiles, bootstrap clouds."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from analysis.drawing import (
@@ -61,40 +64,7 @@ def holdouts(fit: FitResult) -> Figure | None:
         value_axis(ax.xaxis, *padded([*errors, 0.0], 0.08, log=False), "prediction error, %", most=5)
         ax.axvline(0, color=MUTED, lw=1)
         for i, (h, other) in enumerate(zip(held, others, strict=True)):
-            ends = interval_percent(h)
-            if ends:
-                ax.plot(
-                    ends,
-                    [i, i],
-                    color=PREDICTED,
-                    lw=2.2,
-                    solid_capstyle="butt",
-                    zorder=3,
-                    label="95 % interval" if i == 0 else None,
-                )
-            ax.plot(
-                [h.error_percent],
-                [i],
-                "D",
-                color=PREDICTED,
-                ms=6.5,
-                zorder=5,
-                label=law_words(h.law) if i == 0 else None,
-            )
-            for k, name in enumerate(names):
-                at = [other[name]] if name in other else []
-                marker = OTHER_MARKS[k % len(OTHER_MARKS)]
-                ax.plot(
-                    at,
-                    [i] * len(at),
-                    marker,
-                    color=LAW,
-                    mfc="none",
-                    ms=7,
-                    mew=1.5,
-                    zorder=4,
-                    label=law_words(name) if i == 0 else None,
-                )
+            draw_holdout(ax, i, h, other, names)
         ax.set(ylim=(len(held) - 0.5, -0.6))
         ax.set_yticks(range(len(held)), [held_name(h) for h in held])
         ax.grid(False, axis="y")
@@ -126,6 +96,20 @@ def holdouts(fit: FitResult) -> Figure | None:
         "Other marks: laws that were not chosen and naive predictions to beat."
     )
     return finish(page, "holdout", title, alt, caption, Table(header=header, rows=rows))
+
+
+def draw_holdout(ax: Any, row: int, h: HoldOut, other: Mapping[str, float], names: Sequence[str]) -> None:
+    """One line of the figure: the law's error with its interval, and the errors of the `names` that it is held against."""
+    first = row == 0  # the legend needs each mark once
+    if ends := interval_percent(h):
+        told = "95 % interval" if first else None
+        ax.plot(ends, [row, row], color=PREDICTED, lw=2.2, solid_capstyle="butt", zorder=3, label=told)
+    ax.plot([h.error_percent], [row], "D", color=PREDICTED, ms=6.5, zorder=5, label=law_words(h.law) if first else None)
+    for k, name in enumerate(names):
+        at = [other[name]] if name in other else []
+        look = {"color": LAW, "mfc": "none", "ms": 7, "mew": 1.5, "zorder": 4}
+        marker = OTHER_MARKS[k % len(OTHER_MARKS)]
+        ax.plot(at, [row] * len(at), marker, label=law_words(name) if first else None, **look)
 
 
 def held_name(h: HoldOut) -> str:

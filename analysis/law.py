@@ -8,6 +8,7 @@ exponents as they are. The laws themselves are in `analysis.powers`, `analysis.r
 of them in `analysis.laws`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ def no_allocation(_: Quantities, __: float) -> Quantities:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class Law(ABC):
     """What the solver, the bootstrap and the figures need from a law; `SumLaw` and `CurveLaw` bring ln(loss) and its slopes."""
 
     name: str
@@ -44,13 +45,13 @@ class Law:
     derive: Callable[[Quantities], Quantities] = nothing
     allocation: Callable[[Quantities, float], Quantities] = no_allocation
 
+    @abstractmethod
     def log_predict(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
         """ln(loss) for a batch of internal parameters: (batch, points)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_slopes(self, theta: Array, inputs: Mapping[str, Any]) -> Array:
         """d ln(loss) / d internal parameters: (batch, points, parameters)."""
-        raise NotImplementedError
 
     def logged(self) -> Array:
         """Mask of the parameters whose internal value is the logarithm."""
