@@ -1,19 +1,27 @@
 """Transformer-XL relative attention as Triton kernels: flash attention that reads its position scores by distance.
 
-score_ij = query_u_i . k_j + P[i, i - j] with query_u = scale (q + u) and P = scale (q + v_bias) r^T. P is a plain matrix
-product, made for one layer at a time, trimmed to the causal half and made again for the backward pass, so that no T x T
-tensor outlives its layer (Dao et al. 2022 for the rest of the recipe). The backward pass overwrites P by the gradient of
-the scores, still by distance: the gradients of q and r are then matrix products too. No atomic additions, so that results
-repeat bit for bit. q, k, v and all outputs are (B, H, T, d_head) seen in memory of (B, T, H, d_head), which is how the
-model's linear maps write and read them.
+score_ij = query_u_i . k_j + query_v_i . r_{i-j} with query_u = scale (q + u) and query_v = scale (q + v_bias). The second
+term, P, is made for one layer at a time and made again for the backward pass, so that no T x T tensor outlives its layer
+(Dao et al. 2022 for the rest of the recipe). The backward pass overwrites P by the gradient of the scores. No atomic
+additions, so that results repeat bit for bit. q, k, v and all outputs are (B, H, T, d_head) seen in memory of
+(B, T, H, d_head), which is how the model's linear maps write and read them.
+
+One row of P is made by distance and read by key, so each row is shifted by one against the one before. Shifted rows would
+be read number by number. Here row i is shifted by i rounded down to a multiple of G instead, where G numbers are 16 bytes:
+every read and write is a whole vector. What is left of the shift, i mod G, is the same for queries that stand G apart:
+they are multiplied together with a table of distances that begins i mod G later. In a matrix of T rows and W columns,
+the score of query i and key j stands in row i and column j - i // G * G + padded(T), that of distance d in column
+padded(T) + i mod G - d. Columns of keys after the query are written as zeros by the backward pass, up to the end of the
+block; W leaves room for that.
 
 P and the gradient of the scores are in the dtype of q, all sums in float32: with bfloat16 a position score is off by up to
-0.4 %, and the CUDA tests allow 1.5e-2 of the norm of outputs and gradients (2e-6 with float32).
+0.4 %, and the CUDA tests allow 1.5e-2 of the norm of outputs and gradients (2e-6 with float32). Scores are in base 2.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton reads its kernels' annotations: they say constexpr or nothing.
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,13 +34,16 @@ MAX_LENGTH = 8192  # offsets inside one T x T matrix are 32 bit
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SCRATCH_BYTES = 2 << 30  # position scores of as many sequences as fit, at least one
 GRID_ROWS = 65_535  # CUDA's limit for the second axis of a grid
-TRIM_ROWS = 512  # rows per product of position scores: distances after the last row are left out
+MARGIN = 128  # numbers after every row, and before the first: the largest block
+LOG2_E = math.log2(math.e)
+LN_2 = tl.constexpr(math.log(2))
 HIDDEN = tl.constexpr(-1e30)  # not -inf: a row without keys must not become nan
 
 
 @triton.jit
 def load_rows(base, rows, stride, T, D: tl.constexpr):
-    return tl.load(base + rows[:, None] * stride + tl.arange(0, D)[None, :], mask=rows[:, None] < T, other=0.0)
+    inside = (rows >= 0) & (rows < T)
+    return tl.load(base + rows[:, None] * stride + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0)
 
 
 @triton.jit
@@ -42,89 +53,221 @@ def store_rows(base, rows, stride, T, value, D: tl.constexpr):
 
 
 @triton.jit
-def forward_kernel(
-    Query, Key, Value, P, Out, LogSum, T, H, key_row, key_head, value_row, value_head,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+def biased_rows(base, rows, stride, T, bias, factor, D: tl.constexpr):
+    """factor (q + bias), rounded once."""
+    q = load_rows(base, rows, stride, T, D).to(tl.float32)
+    return ((q + tl.load(bias + tl.arange(0, D)).to(tl.float32)[None, :]) * factor).to(base.dtype.element_ty)
+
+
+@triton.jit
+def padded(T):
+    return (T + 15) // 16 * 16
+
+
+@triton.jit
+def score_rows(matrix, i, T, W, G: tl.constexpr):
+    """Where the score of key 0 is found for every query `i`; for queries that do not exist that of the last one."""
+    row = tl.minimum(i, T - 1)
+    return matrix + (row * W - row // G * G + padded(T))
+
+
+@triton.jit
+def position_scores_kernel(
+    Query, R, Bias, P, T, H, W, query_row, query_head, factor,
+    D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    m, sequence_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    sequence, head, own_stride = sequence_head // H, sequence_head % H, H * D
-    own = sequence * T * own_stride + head * D
+    """Position scores of BM queries that stand G apart."""
+    m, sequence_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    sequence, head = sequence_head // H, sequence_head % H
+    phase, a = m % G, m // G * BM + tl.arange(0, BM)
+    i = a * G + phase
+    query = biased_rows(
+        Query + sequence * T * query_row + head * query_head, i, query_row, T, Bias + head * D, factor, D
+    )
+    rows = P + sequence_head * T * W + tl.minimum(i, T - 1) * W
+    table = R + head * T * D
+    right = padded(T) + G
+    for x in range(0, tl.minimum(m // G * BM + BM, (T + G - 1) // G) * G, BN):
+        column = right - x - BN + tl.arange(0, BN)
+        far = load_rows(table, phase + padded(T) - column, D, T, D)
+        scores = tl.dot(query, tl.trans(far), input_precision="ieee")
+        tl.store(rows[:, None] + column[None, :], scores.to(P.dtype.element_ty), mask=i[:, None] < T)
+
+
+@triton.jit
+def attend(
+    top, total, out, query, keys, values, rows, i, n, T, key_row, value_row,
+    D: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One block of keys of the softmax so far; WHOLE where every query sees all of them."""
+    j = n + tl.arange(0, BN)
+    scores = tl.load(rows[:, None] + j[None, :]).to(tl.float32)
+    scores += tl.dot(query, tl.trans(load_rows(keys, j, key_row, T, D)), input_precision="ieee")
+    if not WHOLE:
+        scores = tl.where(i[:, None] >= j[None, :], scores, HIDDEN)
+    higher = tl.maximum(top, tl.max(scores, 1))
+    p = tl.exp2(scores - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    value = load_rows(values, j, value_row, T, D)
+    out = out * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
+    return higher, total * shrink + tl.sum(p, 1), out
+
+
+@triton.jit
+def forward_kernel(
+    Query, Key, Value, Bias, P, Out, LogSum, T, H, W, query_row, query_head, key_row, key_head, value_row, value_head,
+    factor, D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    m, sequence_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    sequence, head = sequence_head // H, sequence_head % H
     keys = Key + sequence * T * key_row + head * key_head
     values = Value + sequence * T * value_row + head * value_head
     i = m * BM + tl.arange(0, BM)
-    query = load_rows(Query + own, i, own_stride, T, D)
+    query = biased_rows(
+        Query + sequence * T * query_row + head * query_head, i, query_row, T, Bias + head * D, factor, D
+    )
+    rows = score_rows(P + sequence_head * T * W, i, T, W, G)
     top = tl.full([BM], HIDDEN, tl.float32)
     total = tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, D], tl.float32)
-    by_distance = P + sequence_head * T * T
-    for n in range(0, (m + 1) * BM, BN):
-        j = n + tl.arange(0, BN)
-        seen = (i[:, None] >= j[None, :]) & (i[:, None] < T)
-        scores = tl.load(by_distance + i[:, None] * T + (i[:, None] - j[None, :]), mask=seen, other=0.0).to(tl.float32)
-        scores += tl.dot(query, tl.trans(load_rows(keys, j, key_row, T, D)), input_precision="ieee")
-        scores = tl.where(seen, scores, HIDDEN)
-        higher = tl.maximum(top, tl.max(scores, 1))
-        p = tl.exp(scores - higher[:, None])
-        shrink = tl.exp(top - higher)
-        total, top = total * shrink + tl.sum(p, 1), higher
-        value = load_rows(values, j, value_row, T, D)
-        out = out * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
-    store_rows(Out + own, i, own_stride, T, out / total[:, None], D)
-    tl.store(LogSum + sequence_head * T + i, top + tl.log(total), mask=i < T)
+    whole = m * BM // BN * BN
+    for n in range(0, whole, BN):
+        top, total, out = attend(top, total, out, query, keys, values, rows, i, n, T, key_row, value_row, D, BN, True)
+    for n in range(whole, m * BM + BM, BN):
+        top, total, out = attend(top, total, out, query, keys, values, rows, i, n, T, key_row, value_row, D, BN, False)
+    store_rows(Out + sequence * T * H * D + head * D, i, H * D, T, out / total[:, None], D)
+    tl.store(LogSum + sequence_head * T + i, top + tl.log2(total), mask=i < T)
+
+
+@triton.jit
+def delta_kernel(Out, GradOut, Delta, T, H, D: tl.constexpr, BM: tl.constexpr):
+    """Sum over the width of out times its gradient, (B, H, T)."""
+    sequence_head = tl.program_id(1).to(tl.int64)
+    own = sequence_head // H * T * H * D + sequence_head % H * D
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    out, grad = load_rows(Out + own, i, H * D, T, D), load_rows(GradOut + own, i, H * D, T, D)
+    tl.store(Delta + sequence_head * T + i, tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), mask=i < T)
+
+
+@triton.jit
+def grad_scores_of(
+    grad_key, grad_value, key, value, queries, grads, matrix, bias, log_sums, deltas, j, m, T, W, query_row, grad_row,
+    factor, D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One block of queries of the gradients of keys and values; its position scores become gradients of scores."""
+    i = m + tl.arange(0, BM)
+    query = biased_rows(queries, i, query_row, T, bias, factor, D)
+    grad = load_rows(grads, i, grad_row, T, D)
+    place = score_rows(matrix, i, T, W, G)[None, :] + j[:, None]
+    scores = tl.load(place).to(tl.float32)
+    scores += tl.dot(key, tl.trans(query), input_precision="ieee")
+    # a query that does not exist has no part in anything: its probabilities are 0
+    log_sum = tl.load(log_sums + i, mask=i < T, other=float("inf"))
+    delta = tl.load(deltas + i, mask=i < T, other=0.0)
+    if not WHOLE:  # masked before exp: the future would overflow
+        scores = tl.where(i[None, :] >= j[:, None], scores, HIDDEN)
+    p = tl.exp2(scores - log_sum[None, :])
+    grad_value += tl.dot(p.to(grad.dtype), grad, input_precision="ieee")
+    grad_scores = p * (tl.dot(value, tl.trans(grad), input_precision="ieee") - delta[None, :])
+    grad_scores = grad_scores.to(query.dtype)
+    grad_key += tl.dot(grad_scores, query, input_precision="ieee")
+    tl.store(place, grad_scores, mask=i[None, :] < T)
+    return grad_key, grad_value
 
 
 @triton.jit
 def backward_keys_kernel(
-    Query, Key, Value, P, GradOut, LogSum, Delta, GradKey, GradValue, T, H, key_row, key_head, value_row, value_head,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    Query, Key, Value, Bias, P, GradOut, LogSum, Delta, GradKey, GradValue, T, H, W,
+    query_row, query_head, key_row, key_head, value_row, value_head, factor,
+    D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one block of keys and values; P becomes the gradient of the scores, by distance."""
-    n, sequence_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    sequence, head, own_stride = sequence_head // H, sequence_head % H, H * D
-    own = sequence * T * own_stride + head * D
-    j = n * BN + tl.arange(0, BN)
+    """Gradients of one block of keys and values; P becomes the gradient of the scores."""
+    n, sequence_head = tl.program_id(0) * BN, tl.program_id(1).to(tl.int64)
+    sequence, head = sequence_head // H, sequence_head % H
+    own = sequence * T * H * D + head * D
+    j = n + tl.arange(0, BN)
     key = load_rows(Key + sequence * T * key_row + head * key_head, j, key_row, T, D)
     value = load_rows(Value + sequence * T * value_row + head * value_head, j, value_row, T, D)
+    queries = Query + sequence * T * query_row + head * query_head
+    matrix = P + sequence_head * T * W
+    log_sums, deltas = LogSum + sequence_head * T, Delta + sequence_head * T
     grad_key = tl.zeros([BN, D], tl.float32)
     grad_value = tl.zeros([BN, D], tl.float32)
-    by_distance = P + sequence_head * T * T
-    for m in range((n * BN // BM) * BM, T, BM):
-        i = m + tl.arange(0, BM)
-        seen = (i[:, None] >= j[None, :]) & (i[:, None] < T)
-        query = load_rows(Query + own, i, own_stride, T, D)
-        grad = load_rows(GradOut + own, i, own_stride, T, D)
-        place = by_distance + i[:, None] * T + (i[:, None] - j[None, :])
-        scores = tl.load(place, mask=seen, other=0.0).to(tl.float32)
-        scores += tl.dot(query, tl.trans(key), input_precision="ieee")
-        log_sum = tl.load(LogSum + sequence_head * T + i, mask=i < T, other=0.0)
-        delta = tl.load(Delta + sequence_head * T + i, mask=i < T, other=0.0)
-        p = tl.exp(tl.where(seen, scores - log_sum[:, None], HIDDEN))  # masked before exp: the future would overflow
-        grad_value += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision="ieee")
-        grad_scores = p * (tl.dot(grad, tl.trans(value), input_precision="ieee") - delta[:, None])
-        grad_scores = grad_scores.to(query.dtype)
-        grad_key += tl.dot(tl.trans(grad_scores), query, input_precision="ieee")
-        tl.store(place, grad_scores, mask=seen)
-    store_rows(GradKey + own, j, own_stride, T, grad_key, D)
-    store_rows(GradValue + own, j, own_stride, T, grad_value, D)
+    whole = tl.cdiv(n + BN - 1, BM) * BM
+    for m in range(n // BM * BM, tl.minimum(whole, T), BM):
+        grad_key, grad_value = grad_scores_of(
+            grad_key, grad_value, key, value, queries, GradOut + own, matrix, Bias + head * D, log_sums, deltas, j, m,
+            T, W, query_row, H * D, factor, D, G, BM, False,
+        )  # fmt: skip
+    for m in range(whole, T, BM):
+        grad_key, grad_value = grad_scores_of(
+            grad_key, grad_value, key, value, queries, GradOut + own, matrix, Bias + head * D, log_sums, deltas, j, m,
+            T, W, query_row, H * D, factor, D, G, BM, True,
+        )  # fmt: skip
+    store_rows(GradKey + own, j, H * D, T, grad_key * LN_2, D)
+    store_rows(GradValue + own, j, H * D, T, grad_value, D)
 
 
 @triton.jit
 def backward_queries_kernel(
-    Key, GradP, GradQuery, T, H, key_row, key_head, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """Gradient of one block of query_u: the gradient of the scores, read by distance, times the keys."""
-    m, sequence_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    sequence, head, own_stride = sequence_head // H, sequence_head % H, H * D
-    keys = Key + sequence * T * key_row + head * key_head
-    i = m * BM + tl.arange(0, BM)
-    total = tl.zeros([BM, D], tl.float32)
-    by_distance = GradP + sequence_head * T * T
-    for n in range(0, (m + 1) * BM, BN):
+    Key, R, GradP, GradQuery, Sums, T, H, W, key_row, key_head, scale,
+    D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Gradient of BM queries that stand G apart, and its sums over them by content and by position."""
+    m, sequence_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    sequence, head = sequence_head // H, sequence_head % H
+    keys, table = Key + sequence * T * key_row + head * key_head, R + head * T * D
+    phase, a = m % G, m // G * BM + tl.arange(0, BM)
+    i = a * G + phase
+    matrix = GradP + sequence_head * T * W
+    rows = score_rows(matrix, i, T, W, G)
+    end = tl.minimum(m // G * BM + BM, (T + G - 1) // G) * G
+    content = tl.zeros([BM, D], tl.float32)
+    for n in range(0, end, BN):
         j = n + tl.arange(0, BN)
-        seen = (i[:, None] >= j[None, :]) & (i[:, None] < T)
-        grad = tl.load(by_distance + i[:, None] * T + (i[:, None] - j[None, :]), mask=seen, other=0.0)
-        total += tl.dot(grad, load_rows(keys, j, key_row, T, D), input_precision="ieee")
-    store_rows(GradQuery + sequence * T * own_stride + head * D, i, own_stride, T, total, D)
+        grad = tl.load(rows[:, None] + j[None, :])
+        grad = tl.where((i[:, None] >= j[None, :]) & (i[:, None] < T), grad, 0.0)
+        content += tl.dot(grad, load_rows(keys, j, key_row, T, D), input_precision="ieee")
+    position = tl.zeros([BM, D], tl.float32)
+    for x in range(0, end, BN):
+        column = padded(T) + G - x - BN + tl.arange(0, BN)
+        j = (a * G)[:, None] + (column - padded(T))[None, :]
+        grad = tl.load(rows[:, None] + j)
+        grad = tl.where((j >= 0) & (i[:, None] < T), grad, 0.0)
+        far = load_rows(table, phase + padded(T) - column, D, T, D)
+        position += tl.dot(grad, far, input_precision="ieee")
+    store_rows(GradQuery + sequence * T * H * D + head * D, i, H * D, T, (content + position) * scale, D)
+    sums = Sums + (sequence_head * tl.num_programs(0) + m) * 2 * D + tl.arange(0, D)
+    tl.store(sums, tl.sum(content, 0) * scale)
+    tl.store(sums + D, tl.sum(position, 0) * scale)
+
+
+@triton.jit
+def backward_table_kernel(
+    Query, Bias, GradP, GradTable, B, T, H, W, X, query_row, query_head, factor,
+    D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Gradient of BN rows of r from the queries of one phase of all sequences, (G, H, X, D): row x is distance x + phase - (G - 1)."""
+    x, phase, head = tl.program_id(0) * BN, tl.program_id(1) % G, tl.program_id(1) // G
+    column = padded(T) + G - x - BN + tl.arange(0, BN)
+    first = tl.maximum(x - G + 1, 0) // G // BM  # the first block with a query as far as this from its first key
+    blocks = tl.cdiv((T - phase + G - 1) // G, BM) - first
+    total = tl.zeros([BN, D], tl.float32)
+    for step in range(0, B * tl.maximum(blocks, 0)):
+        sequence = (step // blocks).to(tl.int64)
+        a = (first + step % blocks) * BM + tl.arange(0, BM)
+        i = a * G + phase
+        j = (a * G)[:, None] + (column - padded(T))[None, :]
+        rows = score_rows(GradP + (sequence * H + head) * T * W, i, T, W, G)
+        grad = tl.load(rows[:, None] + j)
+        grad = tl.where((j >= 0) & (i[:, None] < T), grad, 0.0)
+        query = biased_rows(
+            Query + sequence * T * query_row + head * query_head, i, query_row, T, Bias + head * D, factor, D
+        )
+        total += tl.dot(tl.trans(grad), query, input_precision="ieee")
+    back = x + BN - 1 - tl.arange(0, BN)
+    place = GradTable + ((phase * H + head) * X + back[:, None]) * D + tl.arange(0, D)[None, :]
+    tl.store(place, total * LN_2)
 
 
 def refusal(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> str | None:
@@ -139,25 +282,35 @@ def refusal(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int
 
 
 def tiles(kernel: Any, width: int, dtype: torch.dtype) -> dict[str, int]:
-    """Block sizes and warps that compile for sm_90 and spill at most 16 bytes of registers (float32 at width 128: 504); not yet timed."""
-    keys = kernel is backward_keys_kernel
+    """Block sizes, warps and loads in flight; for sm_90 all of them compile, and narrow ones spill no register.
+
+    On an H200 blocks of 64 x 64 with 4 warps were the fastest of the kernels before these, or within 1 % of it.
+    """
     if dtype == torch.float32:
-        return (
-            {"BM": 16, "BN": 16, "num_warps": 8, "num_stages": 1}
-            if keys
-            else {"BM": 32, "BN": 32, "num_warps": 4, "num_stages": 1}
-        )
-    if keys:
-        return {"BM": 64, "BN": 64, "num_warps": 4 if width == 32 else 8, "num_stages": 2}
-    return {"BM": 128, "BN": 32 if width == 128 else 64, "num_warps": 8, "num_stages": 2}
+        sizes = (16, 16, 8, 1) if kernel is backward_keys_kernel else (32, 32, 4, 1)
+    else:
+        sizes = (32, 128, 8, 2) if kernel is backward_keys_kernel and width == 128 else (64, 64, 4, 2)
+    return dict(zip(("BM", "BN", "num_warps", "num_stages"), sizes, strict=True))
 
 
-def launch(kernel: Any, over: str, q: torch.Tensor, *arguments: Any) -> None:
-    """One program per block of rows (`over` BM or BN) and per head of every sequence of `q`."""
-    batch, n_heads, length, width = q.shape
-    sizes = tiles(kernel, width, q.dtype)
+def vector(dtype: torch.dtype) -> int:
+    """G: numbers in 16 bytes."""
+    return 16 // dtype.itemsize
+
+
+def blocks(kernel: Any, q: torch.Tensor) -> int:
+    """Programs of a kernel per head of a sequence."""
+    sizes, group, length = tiles(kernel, q.size(3), q.dtype), vector(q.dtype), q.size(2)
+    if kernel in (position_scores_kernel, backward_queries_kernel):
+        return triton.cdiv(triton.cdiv(length, group), sizes["BM"]) * group
+    return triton.cdiv(length, sizes["BN" if kernel is backward_keys_kernel else "BM"])
+
+
+def launch(kernel: Any, q: torch.Tensor, *arguments: Any) -> None:
+    batch, n_heads, _, width = q.shape
     with torch.cuda.device_of(q):
-        kernel[(triton.cdiv(length, sizes[over]), batch * n_heads)](*arguments, D=width, **sizes)
+        grid = (blocks(kernel, q), batch * n_heads)
+        kernel[grid](*arguments, D=width, G=vector(q.dtype), **tiles(kernel, width, q.dtype))
 
 
 @torch.library.custom_op("gopher::relative_attention", mutates_args=())
@@ -170,14 +323,16 @@ def attention(
     v_bias: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(attended values (B, H, T, d_head), log of each softmax's denominator (B, H, T) in float32)."""
-    out, log_sum, k, v = empty_rows(q), row_scalars(q), as_rows(k), as_rows(v)
+    """(attended values (B, H, T, d_head), base-2 log of each softmax's denominator (B, H, T) in float32)."""
+    q, k, v, r, u, v_bias = (*map(as_rows, (q, k, v)), *(x.contiguous() for x in (r, u, v_bias)))
+    out, log_sum = empty_rows(q), row_scalars(q)
+    shape = (q.size(2), q.size(1), pitch(q))
     for part in groups(q):
-        n_heads, length = q.shape[1:3]
-        query_u, query_v = biased(q[part], u, scale), biased(q[part], v_bias, scale)
-        position = position_scores(query_v, r)
-        strides = (length, n_heads, k.stride(2), k.stride(1), v.stride(2), v.stride(1))
-        launch(forward_kernel, "BM", query_u, query_u, k[part], v[part], position, out[part], log_sum[part], *strides)
+        position = position_scores(q[part], r, v_bias, scale)
+        launch(
+            forward_kernel, q[part], q[part], k[part], v[part], u, position, out[part], log_sum[part], *shape,
+            *strides(q), *strides(k), *strides(v), scale * LOG2_E,
+        )  # fmt: skip
     return out, log_sum
 
 
@@ -195,75 +350,77 @@ def attention_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v, r, u and v_bias."""
-    n_heads, length = q.shape[1:3]
-    k, v, grad_out = as_rows(k), as_rows(v), own_rows(grad_out)
+    q, k, v, r, u, v_bias = (*map(as_rows, (q, k, v)), *(x.contiguous() for x in (r, u, v_bias)))
+    grad_out = own_rows(grad_out)
     grad_q, grad_k, grad_v = empty_rows(q), empty_rows(q), empty_rows(q)
     grad_r, grad_u, grad_w = (torch.zeros_like(x, dtype=torch.float32) for x in (r, u, v_bias))
+    shape, factor = (q.size(2), q.size(1), pitch(q)), scale * LOG2_E
     for part in groups(q):
-        query_u, query_v = biased(q[part], u, scale), biased(q[part], v_bias, scale)
-        position = position_scores(query_v, r)
-        delta = (grad_out[part].float() * out[part]).sum(-1).contiguous()
+        own, delta = q[part], row_scalars(q[part])
+        position = position_scores(own, r, v_bias, scale)
+        row_products(out[part], grad_out[part], delta)
         launch(
-            backward_keys_kernel, "BN", query_u, query_u, k[part], v[part], position, grad_out[part], log_sum[part],
-            delta, grad_k[part], grad_v[part], length, n_heads, k.stride(2), k.stride(1), v.stride(2), v.stride(1),
+            backward_keys_kernel, own, own, k[part], v[part], u, position, grad_out[part], log_sum[part], delta,
+            grad_k[part], grad_v[part], *shape, *strides(q), *strides(k), *strides(v), factor,
         )  # fmt: skip
-        launch(
-            backward_queries_kernel,
-            "BM",
-            query_u,
-            k[part],
-            position,
-            grad_q[part],
-            length,
-            n_heads,
-            k.stride(2),
-            k.stride(1),
-        )
-        grad_position = position_gradients(position, query_v, r, grad_r)
-        grad_u += grad_q[part].sum((0, 2), dtype=torch.float32) * scale
-        grad_w += grad_position.sum((0, 2), dtype=torch.float32) * scale
-        grad_q[part].add_(grad_position).mul_(scale)
+        sums = delta.new_empty(*own.shape[:2], blocks(backward_queries_kernel, own), 2, own.size(3))
+        launch(backward_queries_kernel, own, k[part], r, position, grad_q[part], sums, *shape, *strides(k), scale)
+        by_content, by_position = sums.sum((0, 2)).unbind(1)
+        grad_u += by_content
+        grad_w += by_position
+        grad_r += table_gradient(own, position, v_bias, factor)
     return grad_q, grad_k, grad_v, grad_r.to(r.dtype), grad_u.to(u.dtype), grad_w.to(v_bias.dtype)
 
 
-def position_scores(query: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """query r^T, (B * H, T, T), by distance; beyond the last distance of each block of rows it is left unwritten."""
-    batch, n_heads, length, width = query.shape
-    query, far = query.reshape(-1, length, width), r.expand(batch, *r.shape).reshape(-1, length, width)
-    scores = query.new_empty(batch * n_heads, length, length)
-    for rows in row_blocks(length):
-        torch.bmm(query[:, rows], far[:, : rows.stop].mT, out=scores[:, rows, : rows.stop])
+def position_scores(q: torch.Tensor, r: torch.Tensor, v_bias: torch.Tensor, scale: float) -> torch.Tensor:
+    """Position scores (B * H, T, W) in the layout described above."""
+    batch, n_heads, length, _ = q.shape
+    size = batch * n_heads * length * pitch(q)
+    scores = q.new_empty(size + 2 * MARGIN)[MARGIN:]
+    launch(position_scores_kernel, q, q, r, v_bias, scores, length, n_heads, pitch(q), *strides(q), scale * LOG2_E)
     return scores
 
 
-def position_gradients(grad: torch.Tensor, query: torch.Tensor, r: torch.Tensor, grad_r: torch.Tensor) -> torch.Tensor:
-    """The gradient of `query`, (B, H, T, d_head), from that of its scores; the gradient of r is added to `grad_r`."""
-    batch, n_heads, length, width = query.shape
-    query, far = query.reshape(-1, length, width), r.expand(batch, *r.shape).reshape(-1, length, width)
-    grad_query = torch.empty_like(query)
-    for rows in row_blocks(length):
-        grad[:, rows, rows].tril_()  # distances that no query has: still scores, not gradients
-        known = grad[:, rows, : rows.stop]
-        torch.bmm(known, far[:, : rows.stop], out=grad_query[:, rows])
-        by_sequence = torch.bmm(known.mT, query[:, rows]).view(batch, n_heads, rows.stop, width)
-        grad_r[:, : rows.stop] += by_sequence.sum(0, dtype=torch.float32)
-    return grad_query.view(batch, n_heads, length, width)
+def row_products(out: torch.Tensor, grad_out: torch.Tensor, delta: torch.Tensor) -> None:
+    """Fill `delta` (B, H, T)."""
+    batch, n_heads, length, width = out.shape
+    with torch.cuda.device_of(out):
+        delta_kernel[(triton.cdiv(length, 128), batch * n_heads)](
+            out, grad_out, delta, length, n_heads, D=width, BM=128
+        )
+
+
+def table_gradient(q: torch.Tensor, grad: torch.Tensor, v_bias: torch.Tensor, factor: float) -> torch.Tensor:
+    """The gradient of r, (H, T, d_head) in float32, summed over sequences, from that of the scores."""
+    batch, n_heads, length, width = q.shape
+    group, sizes = vector(q.dtype), tiles(backward_table_kernel, width, q.dtype)
+    programs = triton.cdiv(length + group - 1, sizes["BN"])
+    rows = programs * sizes["BN"]
+    by_phase = q.new_empty(group, n_heads, rows, width, dtype=torch.float32)
+    with torch.cuda.device_of(q):
+        backward_table_kernel[(programs, n_heads * group)](
+            q, v_bias, grad, by_phase, batch, length, n_heads, pitch(q), rows, *strides(q), factor,
+            D=width, G=group, **sizes,
+        )  # fmt: skip
+    steps = ((n_heads * rows - 1) * width, rows * width, width, 1)  # distance d of phase b stands in row d + G - 1 - b
+    return by_phase.as_strided((group, n_heads, length, width), steps, (group - 1) * width).sum(0)
 
 
 def groups(q: torch.Tensor) -> Iterator[slice]:
     """The sequences whose position scores are held at one time, and whose heads fit one axis of a grid."""
     batch, n_heads, length, _ = q.shape
-    count = max(1, min(SCRATCH_BYTES // (n_heads * length * length * q.itemsize), GRID_ROWS // n_heads))
+    count = max(1, min(SCRATCH_BYTES // (n_heads * length * pitch(q) * q.itemsize), GRID_ROWS // n_heads))
     return (slice(start, min(start + count, batch)) for start in range(0, batch, count))
 
 
-def row_blocks(length: int) -> Iterator[slice]:
-    return (slice(start, min(start + TRIM_ROWS, length)) for start in range(0, length, TRIM_ROWS))
+def pitch(q: torch.Tensor) -> int:
+    """W: numbers from one row of position scores to the next."""
+    return (q.size(2) + 15) // 16 * 16 + MARGIN
 
 
-def biased(q: torch.Tensor, bias: torch.Tensor, scale: float) -> torch.Tensor:
-    """scale (q + bias) as own rows, rounded once."""
-    return own_rows(torch.mul(q + bias.float()[:, None], scale).to(q.dtype))
+def strides(x: torch.Tensor) -> tuple[int, int]:
+    """Of rows and of heads."""
+    return x.stride(2), x.stride(1)
 
 
 def empty_rows(x: torch.Tensor) -> torch.Tensor:
