@@ -188,11 +188,11 @@ def logits(x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
 
 def block_loss(scores: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(nats summed over the targets >= 0, probabilities) of logits, float32 or wider."""
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    p = torch.softmax(wide, dim=-1)
+    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32  # no copy of narrow logits is made
+    p = torch.softmax(scores, dim=-1, dtype=wide)
     # The largest probability is at least 1 / V, so this log-sum-exp is exact and cheaper than a second exponential.
-    log_sum = wide.amax(dim=-1) - p.amax(dim=-1).log()
-    wanted = wide.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    log_sum = scores.amax(dim=-1).to(wide) - p.amax(dim=-1).log()
+    wanted = scores.gather(1, targets.clamp(min=0)[:, None])[:, 0].to(wide)
     return ((log_sum - wanted) * (targets >= 0)).sum(), p
 
 
@@ -210,7 +210,8 @@ class SummedLoss(torch.autograd.Function):
             nats.append(loss)
             counted = (wanted >= 0).to(grad.dtype)[:, None]
             grad.scatter_add_(1, wanted.clamp(min=0)[:, None], -torch.ones_like(counted))
-            grad = grad.mul_(counted).to(x.dtype)
+            narrow = grad if grad.dtype == x.dtype else torch.empty_like(grad, dtype=x.dtype)
+            grad = torch.mul(grad, counted, out=narrow)  # and rounded, in one pass
             torch.mm(grad, embedding, out=grad_part)
             grad_embedding += torch.mm(part.t(), grad)  # transposed: the faster order of this product
         ctx.save_for_backward(grad_x, grad_embedding)

@@ -1,6 +1,6 @@
 """Proves on a CUDA device what the other tests prove on a CPU: `make test-gpu`, or with torch, pytest and this repository alone
 
-    python -m pytest -m gpu tests/test_cuda.py tests/test_benchmarks.py
+    python -m pytest -m gpu tests/test_cuda.py tests/test_gpu_step.py
 
 Kernels in three dtypes at up to 8,192 positions, both fused optimizers, the model compiled and sharded, and a run whose
 sums are read one step late.
