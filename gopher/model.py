@@ -208,12 +208,11 @@ class SummedLoss(torch.autograd.Function):
         for part, wanted, grad_part in zip(*(t.split(size) for t in (x, targets, grad_x)), strict=True):
             loss, grad = block_loss(logits(part, embedding), wanted)
             nats.append(loss)
-            counted = (wanted >= 0).to(grad.dtype)[:, None]
-            grad.scatter_add_(1, wanted.clamp(min=0)[:, None], -torch.ones_like(counted))
-            narrow = grad if grad.dtype == x.dtype else torch.empty_like(grad, dtype=x.dtype)
-            grad = torch.mul(grad, counted, out=narrow)  # and rounded, in one pass
+            grad.scatter_add_(1, wanted.clamp(min=0)[:, None], -torch.ones_like(grad[:, :1]))
+            grad, counted = grad.to(x.dtype), (wanted >= 0).to(x.dtype)[:, None]
             torch.mm(grad, embedding, out=grad_part)
-            grad_embedding += torch.mm(part.t(), grad)  # transposed: the faster order of this product
+            grad_part *= counted  # a row of x, not of the logits
+            grad_embedding += torch.mm((part * counted).t(), grad)  # transposed: the faster order of this product
         ctx.save_for_backward(grad_x, grad_embedding)
         return torch.stack(nats).sum()
 

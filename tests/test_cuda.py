@@ -43,7 +43,15 @@ SMALL = ModelSpec(n_layers=3, n_heads=2, d_head=64, d_model=128, vocab_size=512,
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @pytest.mark.parametrize(
     "shape",
-    [(2, 3, 150, 32), (2, 2, 1000, 64), (1, 2, 2048, 128), (1, 1, 4099, 64), (1, 1, 8192, 32), (1, 1, 8192, 128)],
+    [
+        (2, 3, 150, 32),
+        (5, 2, 300, 128),
+        (2, 2, 1000, 64),
+        (1, 2, 2048, 128),
+        (1, 1, 4099, 64),
+        (1, 1, 8192, 32),
+        (1, 1, 8192, 128),
+    ],
     ids=str,
 )
 def test_the_kernel_equals_float64(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:

@@ -10,8 +10,8 @@ One row of P is made by distance and read by key, so each row is shifted by one 
 be read number by number. Here row i is shifted by i rounded down to a multiple of G instead, where G numbers are 16 bytes:
 every read and write is a whole vector. What is left of the shift, i mod G, is the same for queries that stand G apart:
 they are multiplied together with a table of distances that begins i mod G later. In a matrix of T rows and W columns,
-the score of query i and key j stands in row i and column j - i // G * G + padded(T), that of distance d in column
-padded(T) + i mod G - d. Columns of keys after the query are written as zeros by the backward pass, up to the end of the
+the score of query i and key j stands in row i and column j - i // G * G + end(T) - G, that of distance d in column
+end(T) - G + i mod G - d. Columns of keys after the query are written as zeros by the backward pass, up to the end of the
 block; W leaves room for that.
 
 P and the gradient of the scores are in the dtype of q, all sums in float32: with bfloat16 a position score is off by up to
@@ -34,6 +34,8 @@ MAX_LENGTH = 8192  # offsets inside one T x T matrix are 32 bit
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SCRATCH_BYTES = 2 << 30  # position scores of as many sequences as fit, at least one
 GRID_ROWS = 65_535  # CUDA's limit for the second axis of a grid
+ROWS = 128  # of a block in the kernels that only read or write them
+TOGETHER = 4  # sequences whose position scores are made together
 MARGIN = 128  # numbers after every row, and before the first: the largest block
 LOG2_E = math.log2(math.e)
 LN_2 = tl.constexpr(math.log(2))
@@ -53,14 +55,21 @@ def store_rows(base, rows, stride, T, value, D: tl.constexpr):
 
 
 @triton.jit
-def biased_rows(base, rows, stride, T, bias, factor, D: tl.constexpr):
-    """factor (q + bias), rounded once."""
-    q = load_rows(base, rows, stride, T, D).to(tl.float32)
-    return ((q + tl.load(bias + tl.arange(0, D)).to(tl.float32)[None, :]) * factor).to(base.dtype.element_ty)
+def biased_kernel(Query, U, V, QueryU, QueryV, T, H, query_row, query_head, factor, D: tl.constexpr, BM: tl.constexpr):
+    """factor (q + u) and factor (q + v_bias), (B, H, T, D), rounded once."""
+    sequence_head = tl.program_id(1).to(tl.int64)
+    sequence, head = sequence_head // H, sequence_head % H
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    q = load_rows(Query + sequence * T * query_row + head * query_head, i, query_row, T, D).to(tl.float32)
+    column = head * D + tl.arange(0, D)[None, :]
+    u, v = tl.load(U + column).to(tl.float32), tl.load(V + column).to(tl.float32)
+    store_rows(QueryU + sequence_head * T * D, i, D, T, (q + u) * factor, D)
+    store_rows(QueryV + sequence_head * T * D, i, D, T, (q + v) * factor, D)
 
 
 @triton.jit
-def padded(T):
+def end(T):
+    """Columns of a matrix of scores that hold any."""
     return (T + 15) // 16 * 16
 
 
@@ -68,30 +77,27 @@ def padded(T):
 def score_rows(matrix, i, T, W, G: tl.constexpr):
     """Where the score of key 0 is found for every query `i`; for queries that do not exist that of the last one."""
     row = tl.minimum(i, T - 1)
-    return matrix + (row * W - row // G * G + padded(T))
+    return matrix + (row * W - row // G * G + (end(T) - G))
 
 
 @triton.jit
 def position_scores_kernel(
-    Query, R, Bias, P, T, H, W, query_row, query_head, factor,
-    D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Position scores of BM queries that stand G apart."""
-    m, sequence_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
-    sequence, head = sequence_head // H, sequence_head % H
-    phase, a = m % G, m // G * BM + tl.arange(0, BM)
-    i = a * G + phase
-    query = biased_rows(
-        Query + sequence * T * query_row + head * query_head, i, query_row, T, Bias + head * D, factor, D
-    )
-    rows = P + sequence_head * T * W + tl.minimum(i, T - 1) * W
+    Query, R, P, B, T, H, W, D: tl.constexpr, G: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Position scores of BM / S queries that stand G apart, of S sequences: they share the rows of r."""
+    m = tl.num_programs(0) - 1 - tl.program_id(0)
+    sequence, head = tl.program_id(1) // H * S + tl.arange(0, BM) // (BM // S), tl.program_id(1) % H
+    phase, first = m % G, m // G * (BM // S)
+    i = (first + tl.arange(0, BM) % (BM // S)) * G + phase
+    inside = (sequence < B) & (i < T)
+    own = tl.where(inside, (sequence.to(tl.int64) * H + head) * T + i, 0)  # among all rows
+    query = tl.load(Query + own[:, None] * D + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0)
     table = R + head * T * D
-    right = padded(T) + G
-    for x in range(0, tl.minimum(m // G * BM + BM, (T + G - 1) // G) * G, BN):
-        column = right - x - BN + tl.arange(0, BN)
-        far = load_rows(table, phase + padded(T) - column, D, T, D)
+    for x in range(0, tl.minimum(first + BM // S, (T + G - 1) // G) * G, BN):
+        column = end(T) - x - BN + tl.arange(0, BN)
+        far = load_rows(table, phase + end(T) - G - column, D, T, D)
         scores = tl.dot(query, tl.trans(far), input_precision="ieee")
-        tl.store(rows[:, None] + column[None, :], scores.to(P.dtype.element_ty), mask=i[:, None] < T)
+        tl.store((P + own * W)[:, None] + column[None, :], scores.to(P.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
@@ -115,17 +121,15 @@ def attend(
 
 @triton.jit
 def forward_kernel(
-    Query, Key, Value, Bias, P, Out, LogSum, T, H, W, query_row, query_head, key_row, key_head, value_row, value_head,
-    factor, D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    Query, Key, Value, P, Out, LogSum, T, H, W, key_row, key_head, value_row, value_head,
+    D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     m, sequence_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     sequence, head = sequence_head // H, sequence_head % H
     keys = Key + sequence * T * key_row + head * key_head
     values = Value + sequence * T * value_row + head * value_head
     i = m * BM + tl.arange(0, BM)
-    query = biased_rows(
-        Query + sequence * T * query_row + head * query_head, i, query_row, T, Bias + head * D, factor, D
-    )
+    query = load_rows(Query + sequence_head * T * D, i, D, T, D)
     rows = score_rows(P + sequence_head * T * W, i, T, W, G)
     top = tl.full([BM], HIDDEN, tl.float32)
     total = tl.zeros([BM], tl.float32)
@@ -151,12 +155,12 @@ def delta_kernel(Out, GradOut, Delta, T, H, D: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def grad_scores_of(
-    grad_key, grad_value, key, value, queries, grads, matrix, bias, log_sums, deltas, j, m, T, W, query_row, grad_row,
-    factor, D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, WHOLE: tl.constexpr,
+    grad_key, grad_value, key, value, queries, grads, matrix, log_sums, deltas, j, m, T, W, grad_row,
+    D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of the gradients of keys and values; its position scores become gradients of scores."""
     i = m + tl.arange(0, BM)
-    query = biased_rows(queries, i, query_row, T, bias, factor, D)
+    query = load_rows(queries, i, D, T, D)
     grad = load_rows(grads, i, grad_row, T, D)
     place = score_rows(matrix, i, T, W, G)[None, :] + j[:, None]
     scores = tl.load(place).to(tl.float32)
@@ -177,8 +181,8 @@ def grad_scores_of(
 
 @triton.jit
 def backward_keys_kernel(
-    Query, Key, Value, Bias, P, GradOut, LogSum, Delta, GradKey, GradValue, T, H, W,
-    query_row, query_head, key_row, key_head, value_row, value_head, factor,
+    Query, Key, Value, P, GradOut, LogSum, Delta, GradKey, GradValue, T, H, W,
+    key_row, key_head, value_row, value_head,
     D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of keys and values; P becomes the gradient of the scores."""
@@ -188,7 +192,7 @@ def backward_keys_kernel(
     j = n + tl.arange(0, BN)
     key = load_rows(Key + sequence * T * key_row + head * key_head, j, key_row, T, D)
     value = load_rows(Value + sequence * T * value_row + head * value_head, j, value_row, T, D)
-    queries = Query + sequence * T * query_row + head * query_head
+    queries = Query + sequence_head * T * D
     matrix = P + sequence_head * T * W
     log_sums, deltas = LogSum + sequence_head * T, Delta + sequence_head * T
     grad_key = tl.zeros([BN, D], tl.float32)
@@ -196,13 +200,13 @@ def backward_keys_kernel(
     whole = tl.cdiv(n + BN - 1, BM) * BM
     for m in range(n // BM * BM, tl.minimum(whole, T), BM):
         grad_key, grad_value = grad_scores_of(
-            grad_key, grad_value, key, value, queries, GradOut + own, matrix, Bias + head * D, log_sums, deltas, j, m,
-            T, W, query_row, H * D, factor, D, G, BM, False,
+            grad_key, grad_value, key, value, queries, GradOut + own, matrix, log_sums, deltas, j, m, T, W, H * D,
+            D, G, BM, False,
         )  # fmt: skip
     for m in range(whole, T, BM):
         grad_key, grad_value = grad_scores_of(
-            grad_key, grad_value, key, value, queries, GradOut + own, matrix, Bias + head * D, log_sums, deltas, j, m,
-            T, W, query_row, H * D, factor, D, G, BM, True,
+            grad_key, grad_value, key, value, queries, GradOut + own, matrix, log_sums, deltas, j, m, T, W, H * D,
+            D, G, BM, True,
         )  # fmt: skip
     store_rows(GradKey + own, j, H * D, T, grad_key * LN_2, D)
     store_rows(GradValue + own, j, H * D, T, grad_value, D)
@@ -217,24 +221,34 @@ def backward_queries_kernel(
     m, sequence_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     sequence, head = sequence_head // H, sequence_head % H
     keys, table = Key + sequence * T * key_row + head * key_head, R + head * T * D
-    phase, a = m % G, m // G * BM + tl.arange(0, BM)
+    phase, first = m % G, m // G * BM
+    a = first + tl.arange(0, BM)
     i = a * G + phase
-    matrix = GradP + sequence_head * T * W
-    rows = score_rows(matrix, i, T, W, G)
-    end = tl.minimum(m // G * BM + BM, (T + G - 1) // G) * G
+    rows = score_rows(GradP + sequence_head * T * W, i, T, W, G)
+    last = tl.minimum(first + BM, (T + G - 1) // G) * G
+    whole = tl.where((first + BM - 1) * G + phase < T, first * G // BN * BN, 0)  # up to here every query sees every key
     content = tl.zeros([BM, D], tl.float32)
-    for n in range(0, end, BN):
+    position = tl.zeros([BM, D], tl.float32)
+    for n in range(0, whole, BN):
+        j = n + tl.arange(0, BN)
+        content += tl.dot(
+            tl.load(rows[:, None] + j[None, :]), load_rows(keys, j, key_row, T, D), input_precision="ieee"
+        )
+    for n in range(whole, last, BN):
         j = n + tl.arange(0, BN)
         grad = tl.load(rows[:, None] + j[None, :])
         grad = tl.where((i[:, None] >= j[None, :]) & (i[:, None] < T), grad, 0.0)
         content += tl.dot(grad, load_rows(keys, j, key_row, T, D), input_precision="ieee")
-    position = tl.zeros([BM, D], tl.float32)
-    for x in range(0, end, BN):
-        column = padded(T) + G - x - BN + tl.arange(0, BN)
-        j = (a * G)[:, None] + (column - padded(T))[None, :]
-        grad = tl.load(rows[:, None] + j)
-        grad = tl.where((j >= 0) & (i[:, None] < T), grad, 0.0)
-        far = load_rows(table, phase + padded(T) - column, D, T, D)
+    for x in range(0, whole, BN):
+        column = end(T) - x - BN + tl.arange(0, BN)
+        j = (a * G)[:, None] + (column - (end(T) - G))[None, :]
+        far = load_rows(table, phase + end(T) - G - column, D, T, D)
+        position += tl.dot(tl.load(rows[:, None] + j), far, input_precision="ieee")
+    for x in range(whole, last, BN):
+        column = end(T) - x - BN + tl.arange(0, BN)
+        j = (a * G)[:, None] + (column - (end(T) - G))[None, :]
+        grad = tl.where((j >= 0) & (i[:, None] < T), tl.load(rows[:, None] + j), 0.0)
+        far = load_rows(table, phase + end(T) - G - column, D, T, D)
         position += tl.dot(grad, far, input_precision="ieee")
     store_rows(GradQuery + sequence * T * H * D + head * D, i, H * D, T, (content + position) * scale, D)
     sums = Sums + (sequence_head * tl.num_programs(0) + m) * 2 * D + tl.arange(0, D)
@@ -243,28 +257,45 @@ def backward_queries_kernel(
 
 
 @triton.jit
-def backward_table_kernel(
-    Query, Bias, GradP, GradTable, B, T, H, W, X, query_row, query_head, factor,
-    D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+def table_gradient_of(
+    total, queries, matrix, first, column, phase, T, W, D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, WHOLE: tl.constexpr
 ):  # fmt: skip
+    """One block of queries of the gradient of rows of r."""
+    a = first + tl.arange(0, BM)
+    i = a * G + phase
+    j = (a * G)[:, None] + (column - (end(T) - G))[None, :]
+    grad = tl.load(score_rows(matrix, i, T, W, G)[:, None] + j)
+    if not WHOLE:
+        grad = tl.where((j >= 0) & (i[:, None] < T), grad, 0.0)
+    return total + tl.dot(tl.trans(grad), load_rows(queries, i, D, T, D), input_precision="ieee")
+
+
+@triton.jit
+def backward_table_kernel(
+    Query, GradP, GradTable, B, T, H, W, X, D: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
     """Gradient of BN rows of r from the queries of one phase of all sequences, (G, H, X, D): row x is distance x + phase - (G - 1)."""
     x, phase, head = tl.program_id(0) * BN, tl.program_id(1) % G, tl.program_id(1) // G
-    column = padded(T) + G - x - BN + tl.arange(0, BN)
-    first = tl.maximum(x - G + 1, 0) // G // BM  # the first block with a query as far as this from its first key
-    blocks = tl.cdiv((T - phase + G - 1) // G, BM) - first
+    column = end(T) - x - BN + tl.arange(0, BN)
+    count = tl.maximum(T - phase + G - 1, 0) // G  # queries
+    # blocks with a query as far from its first key as the nearest of these rows, and as the farthest
+    near, far = tl.maximum(x - G + 1, 0) // G // BM, tl.cdiv(tl.cdiv(tl.maximum(x + BN - G, 0), G), BM)
+    far, whole, blocks = tl.minimum(far, tl.cdiv(count, BM)), count // BM, tl.cdiv(count, BM)
+    whole = tl.maximum(whole - far, 0)  # in which every query reaches every row
+    cut = tl.maximum(blocks - near - whole, 0)
     total = tl.zeros([BN, D], tl.float32)
-    for step in range(0, B * tl.maximum(blocks, 0)):
-        sequence = (step // blocks).to(tl.int64)
-        a = (first + step % blocks) * BM + tl.arange(0, BM)
-        i = a * G + phase
-        j = (a * G)[:, None] + (column - padded(T))[None, :]
-        rows = score_rows(GradP + (sequence * H + head) * T * W, i, T, W, G)
-        grad = tl.load(rows[:, None] + j)
-        grad = tl.where((j >= 0) & (i[:, None] < T), grad, 0.0)
-        query = biased_rows(
-            Query + sequence * T * query_row + head * query_head, i, query_row, T, Bias + head * D, factor, D
+    for step in range(0, B * whole):
+        sequence_head = (step // whole).to(tl.int64) * H + head
+        queries, matrix = Query + sequence_head * T * D, GradP + sequence_head * T * W
+        total = table_gradient_of(
+            total, queries, matrix, (far + step % whole) * BM, column, phase, T, W, D, G, BM, True
         )
-        total += tl.dot(tl.trans(grad), query, input_precision="ieee")
+    for step in range(0, B * cut):
+        sequence_head = (step // cut).to(tl.int64) * H + head
+        queries, matrix = Query + sequence_head * T * D, GradP + sequence_head * T * W
+        block = near + step % cut
+        block += tl.where(block < far, 0, whole)
+        total = table_gradient_of(total, queries, matrix, block * BM, column, phase, T, W, D, G, BM, False)
     back = x + BN - 1 - tl.arange(0, BN)
     place = GradTable + ((phase * H + head) * X + back[:, None]) * D + tl.arange(0, D)[None, :]
     tl.store(place, total * LN_2)
@@ -282,14 +313,16 @@ def refusal(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int
 
 
 def tiles(kernel: Any, width: int, dtype: torch.dtype) -> dict[str, int]:
-    """Block sizes, warps and loads in flight; for sm_90 all of them compile, and narrow ones spill no register.
-
-    On an H200 blocks of 64 x 64 with 4 warps were the fastest of the kernels before these, or within 1 % of it.
-    """
-    if dtype == torch.float32:
-        sizes = (16, 16, 8, 1) if kernel is backward_keys_kernel else (32, 32, 4, 1)
-    else:
-        sizes = (32, 128, 8, 2) if kernel is backward_keys_kernel and width == 128 else (64, 64, 4, 2)
+    """Block sizes, warps and loads in flight: with narrow numbers the fastest of a dozen on an H200, or within 5 % of it."""
+    narrow = {
+        position_scores_kernel: (128, 64, 8, 3) if width == 128 else (64, 128, 4, 2),
+        forward_kernel: (64, 64, 4, 2),
+        backward_keys_kernel: (32, 64, 4, 3),
+        backward_queries_kernel: (64, 64, 4, 4),
+        backward_table_kernel: (32, 128, 4, 4),
+    }
+    wide = (16, 16, 8, 1) if kernel is backward_keys_kernel else (32, 32, 4, 1)
+    sizes = wide if dtype == torch.float32 else narrow[kernel]
     return dict(zip(("BM", "BN", "num_warps", "num_stages"), sizes, strict=True))
 
 
@@ -301,7 +334,7 @@ def vector(dtype: torch.dtype) -> int:
 def blocks(kernel: Any, q: torch.Tensor) -> int:
     """Programs of a kernel per head of a sequence."""
     sizes, group, length = tiles(kernel, q.size(3), q.dtype), vector(q.dtype), q.size(2)
-    if kernel in (position_scores_kernel, backward_queries_kernel):
+    if kernel is backward_queries_kernel:
         return triton.cdiv(triton.cdiv(length, group), sizes["BM"]) * group
     return triton.cdiv(length, sizes["BN" if kernel is backward_keys_kernel else "BM"])
 
@@ -324,14 +357,15 @@ def attention(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(attended values (B, H, T, d_head), base-2 log of each softmax's denominator (B, H, T) in float32)."""
-    q, k, v, r, u, v_bias = (*map(as_rows, (q, k, v)), *(x.contiguous() for x in (r, u, v_bias)))
+    q, k, v = map(as_rows, (q, k, v))
     out, log_sum = empty_rows(q), row_scalars(q)
     shape = (q.size(2), q.size(1), pitch(q))
     for part in groups(q):
-        position = position_scores(q[part], r, v_bias, scale)
+        query_u, query_v = biased(q[part], u, v_bias, scale)
+        position = position_scores(query_v, r)
         launch(
-            forward_kernel, q[part], q[part], k[part], v[part], u, position, out[part], log_sum[part], *shape,
-            *strides(q), *strides(k), *strides(v), scale * LOG2_E,
+            forward_kernel, query_u, query_u, k[part], v[part], position, out[part], log_sum[part], *shape,
+            *strides(k), *strides(v),
         )  # fmt: skip
     return out, log_sum
 
@@ -350,58 +384,77 @@ def attention_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v, r, u and v_bias."""
-    q, k, v, r, u, v_bias = (*map(as_rows, (q, k, v)), *(x.contiguous() for x in (r, u, v_bias)))
-    grad_out = own_rows(grad_out)
+    q, k, v, grad_out = *map(as_rows, (q, k, v)), own_rows(grad_out)
     grad_q, grad_k, grad_v = empty_rows(q), empty_rows(q), empty_rows(q)
     grad_r, grad_u, grad_w = (torch.zeros_like(x, dtype=torch.float32) for x in (r, u, v_bias))
-    shape, factor = (q.size(2), q.size(1), pitch(q)), scale * LOG2_E
+    shape = (q.size(2), q.size(1), pitch(q))
     for part in groups(q):
-        own, delta = q[part], row_scalars(q[part])
-        position = position_scores(own, r, v_bias, scale)
-        row_products(out[part], grad_out[part], delta)
+        query_u, query_v = biased(q[part], u, v_bias, scale)
+        position, delta = position_scores(query_v, r), row_products(out[part], grad_out[part])
         launch(
-            backward_keys_kernel, own, own, k[part], v[part], u, position, grad_out[part], log_sum[part], delta,
-            grad_k[part], grad_v[part], *shape, *strides(q), *strides(k), *strides(v), factor,
+            backward_keys_kernel, query_u, query_u, k[part], v[part], position, grad_out[part], log_sum[part], delta,
+            grad_k[part], grad_v[part], *shape, *strides(k), *strides(v),
         )  # fmt: skip
-        sums = delta.new_empty(*own.shape[:2], blocks(backward_queries_kernel, own), 2, own.size(3))
-        launch(backward_queries_kernel, own, k[part], r, position, grad_q[part], sums, *shape, *strides(k), scale)
+        sums = delta.new_empty(*delta.shape[:2], blocks(backward_queries_kernel, query_u), 2, q.size(3))
+        launch(
+            backward_queries_kernel, query_u, k[part], r.contiguous(), position, grad_q[part], sums, *shape, *strides(k),
+            scale,
+        )  # fmt: skip
         by_content, by_position = sums.sum((0, 2)).unbind(1)
         grad_u += by_content
         grad_w += by_position
-        grad_r += table_gradient(own, position, v_bias, factor)
+        grad_r += table_gradient(query_v, position)
     return grad_q, grad_k, grad_v, grad_r.to(r.dtype), grad_u.to(u.dtype), grad_w.to(v_bias.dtype)
 
 
-def position_scores(q: torch.Tensor, r: torch.Tensor, v_bias: torch.Tensor, scale: float) -> torch.Tensor:
-    """Position scores (B * H, T, W) in the layout described above."""
-    batch, n_heads, length, _ = q.shape
-    size = batch * n_heads * length * pitch(q)
-    scores = q.new_empty(size + 2 * MARGIN)[MARGIN:]
-    launch(position_scores_kernel, q, q, r, v_bias, scores, length, n_heads, pitch(q), *strides(q), scale * LOG2_E)
+def biased(q: torch.Tensor, u: torch.Tensor, v_bias: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """query_u and query_v, (B, H, T, d_head)."""
+    batch, n_heads, length, width = q.shape
+    both = q.new_empty(2, *q.shape)
+    with torch.cuda.device_of(q):
+        biased_kernel[(triton.cdiv(length, ROWS), batch * n_heads)](
+            q, u.contiguous(), v_bias.contiguous(), both[0], both[1], length, n_heads, *strides(q), scale * LOG2_E,
+            D=width, BM=ROWS,
+        )  # fmt: skip
+    return both[0], both[1]
+
+
+def position_scores(query: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """Position scores in the layout described above, (B * H, T, W) numbers."""
+    batch, n_heads, length, width = query.shape
+    row, group, sizes = pitch(query), vector(query.dtype), tiles(position_scores_kernel, width, query.dtype)
+    together = min(TOGETHER, 1 << batch.bit_length() - 1)
+    programs = triton.cdiv(triton.cdiv(length, group), sizes["BM"] // together) * group
+    scores = query.new_empty(batch * n_heads * length * row + 2 * MARGIN)[MARGIN:]
+    with torch.cuda.device_of(query):
+        position_scores_kernel[(programs, triton.cdiv(batch, together) * n_heads)](
+            query, r.contiguous(), scores, batch, length, n_heads, row, D=width, G=group, S=together, **sizes
+        )
     return scores
 
 
-def row_products(out: torch.Tensor, grad_out: torch.Tensor, delta: torch.Tensor) -> None:
-    """Fill `delta` (B, H, T)."""
+def row_products(out: torch.Tensor, grad_out: torch.Tensor) -> torch.Tensor:
+    """What softmax subtracts from the gradient of its outputs, (B, H, T) in float32."""
     batch, n_heads, length, width = out.shape
+    delta = row_scalars(out)
     with torch.cuda.device_of(out):
-        delta_kernel[(triton.cdiv(length, 128), batch * n_heads)](
-            out, grad_out, delta, length, n_heads, D=width, BM=128
+        delta_kernel[(triton.cdiv(length, ROWS), batch * n_heads)](
+            out, grad_out, delta, length, n_heads, D=width, BM=ROWS
         )
+    return delta
 
 
-def table_gradient(q: torch.Tensor, grad: torch.Tensor, v_bias: torch.Tensor, factor: float) -> torch.Tensor:
+def table_gradient(query: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """The gradient of r, (H, T, d_head) in float32, summed over sequences, from that of the scores."""
-    batch, n_heads, length, width = q.shape
-    group, sizes = vector(q.dtype), tiles(backward_table_kernel, width, q.dtype)
+    batch, n_heads, length, width = query.shape
+    group, sizes = vector(query.dtype), tiles(backward_table_kernel, width, query.dtype)
     programs = triton.cdiv(length + group - 1, sizes["BN"])
     rows = programs * sizes["BN"]
-    by_phase = q.new_empty(group, n_heads, rows, width, dtype=torch.float32)
-    with torch.cuda.device_of(q):
+    by_phase = query.new_empty(group, n_heads, rows, width, dtype=torch.float32)
+    with torch.cuda.device_of(query):
         backward_table_kernel[(programs, n_heads * group)](
-            q, v_bias, grad, by_phase, batch, length, n_heads, pitch(q), rows, *strides(q), factor,
-            D=width, G=group, **sizes,
-        )  # fmt: skip
+            query, grad, by_phase, batch, length, n_heads, pitch(query), rows, D=width, G=group, **sizes
+        )
     steps = ((n_heads * rows - 1) * width, rows * width, width, 1)  # distance d of phase b stands in row d + G - 1 - b
     return by_phase.as_strided((group, n_heads, length, width), steps, (group - 1) * width).sum(0)
 
