@@ -23,8 +23,9 @@ test-slow: $(STAMP)  ## longer trainings, whole-demo equality, coverage studies
 
 # Beside the environment and not in it: with these packages every Ray opens ports for metrics to the whole network.
 test-jobs: $(STAMP)  ## detached launches on a real Ray job server, whose packages (50 MB) are put beside the environment
-	$(BIN)/pip install -q --disable-pip-version-check --prefix $(VENV)/jobs "ray[default]==$$(sed -n 's/^ray==//p' requirements.lock)"
-	PYTHONPATH=$$(echo $(CURDIR)/$(VENV)/jobs/lib/python*/site-packages) $(BIN)/python -m pytest -q -m slow tests/test_ray_jobs.py
+	@export PYTHONPATH="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib", vars={"base": "$(CURDIR)/$(VENV)/jobs"}))')"; \
+	$(BIN)/pip install -q --disable-pip-version-check --prefix $(VENV)/jobs "ray[default]==$$(sed -n 's/^ray==//p' requirements.lock)" && \
+	$(BIN)/python -m pytest -q -m slow tests/test_ray_jobs.py
 
 chaos: $(STAMP)  ## a sweep under FAULTS faults from outside and ten planted ones, drawn by SEED; ends with a table
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest -q -s -m chaos tests/chaos --timeout 3600
