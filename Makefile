@@ -8,7 +8,7 @@ OUT    ?= outputs
 SEED   ?= 1
 FAULTS ?= 24
 
-.PHONY: demo test test-slow chaos test-gpu triton lint types check ui clean lock
+.PHONY: demo test test-slow test-jobs chaos test-gpu triton lint types check ui clean lock
 
 demo: $(STAMP)  ## train the demo ladder on real text, fit its scaling curve, write the report
 	$(BIN)/gopher launch sweep=demo output_root=$(OUT)
@@ -20,6 +20,12 @@ test: $(STAMP) lint types  ## what CI runs
 
 test-slow: $(STAMP)  ## longer trainings, whole-demo equality, coverage studies
 	$(BIN)/python -m pytest -q -m "slow" --timeout 3000
+
+# Beside the environment and not in it: with these packages every Ray opens ports for metrics to the whole network.
+test-jobs: $(STAMP)  ## detached launches on a real Ray job server, whose packages (50 MB) are put beside the environment
+	@export PYTHONPATH="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib", vars={"base": "$(CURDIR)/$(VENV)/jobs"}))')"; \
+	$(BIN)/pip install -q --disable-pip-version-check --prefix $(VENV)/jobs "ray[default]==$$(sed -n 's/^ray==//p' requirements.lock)" && \
+	$(BIN)/python -m pytest -q -m slow tests/test_ray_jobs.py
 
 chaos: $(STAMP)  ## a sweep under FAULTS faults from outside and ten planted ones, drawn by SEED; ends with a table
 	SEED=$(SEED) FAULTS=$(FAULTS) $(BIN)/python -m pytest -q -s -m chaos tests/chaos --timeout 3600

@@ -5,11 +5,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gopher.errors import SetupError, UsageError
 from sweeps import lease
 from sweeps.backends import LOST_TIMES
+from sweeps.backends.ray_jobs import SubmittedJob, submit
 from sweeps.launched import ADDRESS, ADDRESS_WORD, command_line, key_of
 from sweeps.redact import hide_secrets
 from sweeps.settings import Settings
@@ -38,6 +40,24 @@ def without_password(words: Sequence[str], settings: Settings) -> tuple[list[str
     return [*others, ADDRESS_WORD], {ADDRESS: uri}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spawned:
+    """A driver in a session of its own on this machine; its output is what `log` holds behind the first `before` bytes."""
+
+    pid: int
+    log: Path
+    before: int
+
+    def exit_code(self) -> int | None:
+        ended, status = os.waitpid(self.pid, os.WNOHANG)
+        if not ended:
+            return None
+        return max(1, code) if (code := os.waitstatus_to_exitcode(status)) else 0
+
+    def output(self) -> str:
+        return self.log.read_bytes()[self.before :].decode("utf-8", "replace")
+
+
 def detach(words: Sequence[str], settings: Settings, say: Callable[[str], None]) -> int:
     """Start the launch where it outlives this terminal and say how to follow and stop it; exit code 0.
 
@@ -46,22 +66,20 @@ def detach(words: Sequence[str], settings: Settings, say: Callable[[str], None])
     if (found := lease.read(settings.sweep_dir)) is not None and found.live:
         raise SetupError(f"sweep '{settings.name}' is being launched by {found}; wait for it or stop it")
     follow = command_line("status", words, "watch=true")
+    started: Spawned | SubmittedJob
     if settings.cluster.address == "local":
-        log = settings.sweep_dir / "launch.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        before = log.stat().st_size if log.exists() else 0
-        pid = spawn(words, settings, log)
-        code = code_if_ended(pid, settings)
-        if code is not None:
-            lines = log.read_bytes()[before:].decode("utf-8", "replace").splitlines()
-            say("\n".join(lines[-LINES_SHOWN:]))
-            if settings.format == "json":
-                print(json.dumps({"sweep": settings.name, "detached": None, "exit_code": code}))
-            return code
-        where = f"process {pid}, log in {log}"
+        started = spawn(words, settings, settings.sweep_dir / "launch.log")
+        where = f"process {started.pid}, log in {started.log}"
     else:
-        where = f"Ray job {submit_job(words, settings)}"
-        follow += f"   or   ray job logs {where.split()[-1]} --follow"
+        started = submit_job(words, settings)
+        where = f"Ray job {started.name}"
+        follow += f"   or   ray job logs {started.name} --follow --address {started.server}"
+    code = code_if_ended(started, settings)
+    if code is not None:
+        say(hide_secrets("\n".join(started.output().splitlines()[-LINES_SHOWN:])))
+        if settings.format == "json":
+            print(json.dumps({"sweep": settings.name, "detached": None, "exit_code": code}))
+        return code
     stop = command_line("stop", words)
     say(hide_secrets(f"{settings.name} goes on in the background ({where})\nfollow: {follow}\nstop: {stop}"))
     if settings.format == "json":
@@ -69,8 +87,10 @@ def detach(words: Sequence[str], settings: Settings, say: Callable[[str], None])
     return 0
 
 
-def spawn(words: Sequence[str], settings: Settings, log: Path) -> int:
-    """The process of a driver in a session of its own that writes to `log`."""
+def spawn(words: Sequence[str], settings: Settings, log: Path) -> Spawned:
+    """Start a driver that writes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = log.stat().st_size if log.exists() else 0
     streams = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
@@ -78,35 +98,39 @@ def spawn(words: Sequence[str], settings: Settings, log: Path) -> int:
     ]
     own, address = without_password(words, settings)
     driver = [*command(own), "watch=false"]
-    return os.posix_spawn(driver[0], driver, {**os.environ, **address}, file_actions=streams, setsid=True)
+    pid = os.posix_spawn(driver[0], driver, {**os.environ, **address}, file_actions=streams, setsid=True)
+    return Spawned(pid=pid, log=log, before=before)
 
 
-def code_if_ended(pid: int, settings: Settings) -> int | None:
+def code_if_ended(started: Spawned | SubmittedJob, settings: Settings) -> int | None:
     """The exit code of a driver that ends before it drives; None once it does, which its lease tells, or takes long."""
     deadline = time.monotonic() + BEGIN_SECONDS
     while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return max(1, code) if (code := os.waitstatus_to_exitcode(status)) else 0
+        code = started.exit_code()
+        if code is not None:
+            return code
         found = lease.read(settings.sweep_dir)
-        if found is not None and found.holder.pid == pid and found.holder.cluster:
+        ours = found is not None and (not isinstance(started, Spawned) or found.holder.pid == started.pid)
+        if found is not None and ours and found.live and found.holder.cluster:
             return None
         time.sleep(0.2)
     return None
 
 
-def submit_job(words: Sequence[str], settings: Settings) -> str:
-    """Ray's name of the job that drives the sweep; the output root is the same folder there, whatever folder it starts in."""
-    from sweeps.backends.ray_jobs import submit
-
+def submit_job(words: Sequence[str], settings: Settings) -> SubmittedJob:
+    """The job that drives the sweep; the output root is the same folder there, whatever folder it starts in."""
     if any(key_of(w) == "tracking.uri" and hide_secrets(w) != w for w in words):
         raise UsageError(
             "tracking.uri holds a password, which a Ray job shows to everybody who sees the cluster; "
             "export it as MLFLOW_URI where Ray's head is started and write 'tracking.uri=${oc.env:MLFLOW_URI}'"
         )
+    return submit(job_words(words, settings), settings.cluster.address)
+
+
+def job_words(words: Sequence[str], settings: Settings) -> list[str]:
+    """The driver's own words, with the output root as an absolute path."""
     root = str(settings.root).replace("\\", "\\\\").replace('"', '\\"')
-    others = [w for w in own_words(words) if key_of(w) != "output_root"]
-    return submit([*others, f'output_root="{root}"'], settings.cluster.address)
+    return [*(w for w in own_words(words) if key_of(w) != "output_root"), f'output_root="{root}"']
 
 
 def times_lost() -> int:

@@ -38,6 +38,11 @@ def naming_words(overrides: Sequence[str]) -> list[str]:
     return [word for word in overrides if key_of(word).partition(".")[0] not in others]
 
 
+def without_root(words: Sequence[str]) -> list[str]:
+    """Words that name runs, but for the folder in which the record was found, however it is written."""
+    return [word for word in words if key_of(word) != "output_root"]
+
+
 def keep(study: Study, overrides: Sequence[str], settings: Settings) -> None:
     """Write the record of a launch; a later launch under the same name replaces it."""
     record = {"words": naming_words(overrides), "runs": [asdict(spec) for spec in study.specs]}
@@ -69,7 +74,7 @@ def specs_of(overrides: Sequence[str], settings: Settings) -> list[RunSpec] | No
     """The specs of the last launch if these words name the same runs; None if they do not or the record cannot be read."""
     try:
         record = json.loads((settings.sweep_dir / "sweep.json").read_text("utf-8"))
-        if record["words"] == naming_words(overrides):
+        if without_root(record["words"]) == without_root(naming_words(overrides)):
             return [build(RunSpec, values, "sweep.json") for values in record["runs"]]
     except (OSError, ValueError, KeyError, TypeError, GopherError):
         pass  # no launch yet, or one of another version

@@ -121,7 +121,9 @@ class Settings:
     def exam(self) -> Exam:
         """What checkpoints are asked, by `gopher eval` and by a launch with tasks."""
         how = {f.name: getattr(self.evals, f.name) for f in fields(EvalSettings)}
-        return Exam(tasks=self.tasks, tasks_path=self.tasks_path, **how)
+        # a cluster's workers start in another folder
+        path = str(Path(self.tasks_path).absolute()) if self.tasks_path is not None else None
+        return Exam(tasks=self.tasks, tasks_path=path, **how)
 
     @property
     def root(self) -> Path:

@@ -245,7 +245,9 @@ def resolve_data(tree: dict[str, Any]) -> DataSpec:
     weights = {name: float(weight) for name, weight in weights.items()}
     if values.get("kind") == "local":
         names = values.get("subsets") or None
-        values["subsets"] = corpus.discover(Path(values["path"]), weights or None, names)
+        path = Path(values["path"])
+        values["subsets"] = corpus.discover(path, weights or None, names)
+        values["path"] = str(path.absolute())  # a cluster's workers start in another folder
         return build(DataSpec, values, "data")
     subsets = [build(SubsetSpec, s, f"data.subsets[{i}]") for i, s in enumerate(values["subsets"])]
     for name in weights:

@@ -12,7 +12,8 @@ import pytest
 
 from gopher.errors import SetupError, UsageError
 from sweeps.backends import LOST_TIMES
-from sweeps.background import MAX_LOST, back_off, command, detach, submit_job, without_password
+from sweeps.backends.ray_jobs import entrypoint
+from sweeps.background import MAX_LOST, back_off, command, detach, job_words, submit_job, without_password
 from sweeps.compose import compose, hydra_session
 from sweeps.launched import command_line
 from sweeps.lease import held
@@ -66,16 +67,33 @@ def test_a_password_is_in_no_command_line(tmp_path: Path) -> None:
 
 
 def test_a_job_gets_no_password_and_the_folder_that_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     cluster = ClusterSettings(address="127.0.0.1:1")
     secret = Settings(output_root="out", name="demo", cluster=cluster, tracking=TrackingSettings(uri=ADDRESS))
     with pytest.raises(UsageError, match="tracking.uri holds a password"):
         submit_job(["sweep=demo", f"tracking.uri={ADDRESS}"], secret)
-    got: list[object] = []
-    monkeypatch.setattr("sweeps.backends.ray_jobs.submit", lambda words, address: got.extend((words, address)) or "job")
-    monkeypatch.chdir(tmp_path)
     safe = "tracking.uri=${oc.env:MLFLOW_URI}"
-    assert submit_job([safe, "output_root=out", "+detach=true"], secret)
-    assert got == [[safe, "detach=false", f'output_root="{tmp_path / "out"}"'], "127.0.0.1:1"]
+    words = job_words([safe, "output_root=out", "+detach=true"], secret)
+    assert words == [safe, "detach=false", f'output_root="{tmp_path / "out"}"']
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_job_runs_by_this_python_where_the_head_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_it: bool
+) -> None:
+    """The head's shell for real: in the caller's folder, with the words unharmed; else by the `python` of its PATH."""
+    folder = tmp_path / "it's here"
+    for place, name in ((folder, "python own"), (tmp_path, "python")):
+        place.mkdir(exist_ok=True)
+        (place / name).write_text(f'#!/bin/sh\nprintf "%s|" "$0" "$PWD" "$@" >> {tmp_path}/said\n')
+        (place / name).chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(folder / ("python own" if has_it else "missing")))
+    command = entrypoint(["data.path=a b", "tracking.uri=${oc.env:MLFLOW_URI}"], folder)
+    subprocess.run(command, shell=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, cwd="/")
+    python = folder / "python own" if has_it else tmp_path / "python"
+    words = ["-m", "sweeps.cli", "launch", "data.path=a b", "tracking.uri=${oc.env:MLFLOW_URI}"]
+    said = (tmp_path / "said").read_text()
+    assert said.endswith("|".join([str(python), str(folder), *words, ""]))
 
 
 def test_a_missing_job_server_is_told_with_the_cure(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def test_the_record_gives_back_the_specs(words: list[str], tmp_path: Path) -> No
     launched.keep(study, words, settings)
     assert launched.specs_of(words, settings) == study.specs
     assert launched.specs_of([*words, "format=json", "watch=true", "tracking.required=false"], settings) == study.specs
+    assert launched.specs_of([*words[:-1], f'output_root="{tmp_path}/out/"'], settings) == study.specs
     assert launched.specs_of([*words, "axes.seed=[1]"], settings) is None
     (settings.sweep_dir / "sweep.json").write_text('{"words": [')
     assert launched.specs_of(words, settings) is None

@@ -11,6 +11,7 @@ from studies import TINY, write_text
 from gopher.errors import UsageError
 from gopher.size import params_non_embedding, params_total
 from sweeps.compose import compose, hydra_session
+from sweeps.settings import Settings
 from sweeps.study import Study, load_study, study_of
 
 PAPER = {  # Rae et al. 2021, Table 1: parameters (reconstructed), maximum learning rate, batch tokens
@@ -195,6 +196,16 @@ def test_local_subsets_are_the_folders(tmp_path: Path) -> None:
     weighted = study(tmp_path, *words, "data.weights.prose=3", "data.weights.shout=1").runs[0].spec.data.weights
     assert weighted == {"prose": 0.75, "shout": 0.25}
     assert set(study(tmp_path, *words, "data.subsets=[shout]").runs[0].spec.data.weights) == {"shout"}
+
+
+def test_relative_folders_are_those_of_the_caller_on_every_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "text")
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep=demo", "rungs=[54k]", "data=local", "data.path=text", *TINY]
+    assert study(tmp_path, *words).runs[0].spec.data.path == str(tmp_path / "text")
+    assert Settings(output_root="out", name="demo", tasks_path="mine").exam.tasks_path == str(tmp_path / "mine")
 
 
 def test_a_large_sweep_is_composed_per_rung_and_not_per_run(tmp_path: Path) -> None:
