@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 KEEP_BYTES = 256 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
-TILE_SCORES = {"cpu": 1 << 18, "cuda": 1 << 26}  # 1 MiB stays in a core's cache; a GPU wants few launches
+CPU_TILE_SCORES, CUDA_TILE_SCORES = 1 << 18, 1 << 26  # 1 MiB stays in a core's cache; a GPU wants few launches
 QUERY_ROWS = 128  # of a tile, at most
 
 
@@ -34,7 +34,7 @@ def chunked(
     Probabilities above `keep_bytes` are computed again in the backward pass. Inputs narrower than float32 are computed
     in float32, because a bfloat16 score is off by 0.4 %.
     """
-    most = tile_scores or TILE_SCORES["cuda" if q.is_cuda else "cpu"]
+    most = tile_scores or usual_tile_scores(q.size(2), q.is_cuda)
     wide = (x.to(torch.promote_types(q.dtype, torch.float32)) for x in (q, k, v, r, u, v_bias))
     return Chunked.apply(*wide, scale, rows or query_rows(q.size(2)), keep_bytes, most).to(q.dtype)
 
@@ -164,6 +164,11 @@ def by_head(x: torch.Tensor, tile: Tile, columns: int) -> torch.Tensor:
 def query_rows(length: int) -> int:
     """Rows of a block: half a block of a square is masked work, so short sequences take smaller ones (measured on CPU)."""
     return QUERY_ROWS // 2 if length <= 1024 else QUERY_ROWS
+
+
+def usual_tile_scores(length: int, cuda: bool) -> int:
+    """Twice as many for long sequences, whose tiles would else hold a single head: calls then cost more than a larger tile."""
+    return CUDA_TILE_SCORES if cuda else CPU_TILE_SCORES * (2 if length > 1024 else 1)
 
 
 def row_blocks(length: int, rows: int) -> list[slice]:
