@@ -74,6 +74,7 @@ def run_loop(
             statuses = schedule.hold(statuses, outlook.hold)
         statuses = schedule.doom(tasks, statuses)
         if schedule.settled(statuses):
+            backend.release()  # workers leave while the last logs are delivered
             return statuses
         here = [t for t in tasks if t.key not in outlook.elsewhere]
         for task in schedule.decide(here, statuses, outlook.capacity, outlook.seconds):

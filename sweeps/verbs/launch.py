@@ -143,6 +143,8 @@ def train(
 ) -> None:
     """Run the tasks with the screen on; whatever happens, what was logged is delivered and Ray is closed."""
     screen = Screen(study.name, live=settings.watch is not False and console(stderr=True).is_terminal)
+    mirror: Mirror | None = None
+    undelivered: str | None = None
     try:
         backend = start_ray(study, work, settings, screen, own) if work.runs or work.scored else None
         interrupts.listen()
@@ -154,17 +156,20 @@ def train(
             else:
                 opened.result()
             mirror = Mirror(tracker, [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs], reopen)
-            try:
-                statuses = run_on(backend, study, work, settings, screen, own, interrupts) if backend else {}
-            finally:
+            statuses = run_on(backend, study, work, settings, screen, own, interrupts) if backend else {}
+        finally:
+            if mirror:
+                mirror.hurry()
+            if backend:
+                backend.close()
+    finally:
+        try:
+            if mirror:
                 undelivered = mirror.finish(settings.launch.patience_seconds)
                 for run in work.scored if not undelivered else ():
                     tracker.log_recorded(RunFolder(settings.run_dir(run.spec.key)), settings.tasks)
         finally:
-            if backend:
-                backend.close()
-    finally:
-        screen.close()
+            screen.close()
     raise_if_all_alike(statuses)
     if undelivered:
         raise SetupError(undelivered)
