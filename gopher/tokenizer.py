@@ -7,10 +7,10 @@ concatenated), a piece for the line end. `gopher` applies NFKC as the paper did;
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import re
 import warnings
+from array import array
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ META = "\u2581"  # SentencePiece writes a blank as this character, so a literal 
 META_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
 LONGEST_LINE_BYTES = 1_000_000
 # Blanks with the letters, signs or digits behind them; other white space. Where one ends shows in two characters alone.
-WORDS = re.compile(r" *[^\W\d_]+| *(?:[^\w\s]|_)+| *\d+|[^\S ]+| +")
+WORDS = re.compile(r" *+(?:[^\W\d_]++|(?:[^\w\s]|_)++|\d++)|[^\S ]++| ++")
 MOST_WORDS = 2**18  # whose tokens are remembered, some 50 MB
 
 
@@ -97,7 +97,7 @@ class Tokenizer:
         self._meta = [self._processor.piece_to_id(p) for p in META_BYTES]
         self.token_bytes = np.array([self._bytes_of(i) for i in range(self.vocab_size)], np.int64)
         self._by_words = bpe and all(len(WORDS.findall(piece)) == 1 for piece in self._spelled())
-        self._words: dict[str, list[int]] = {}
+        self._words: dict[str, bytes] = {}  # their uint16 tokens
 
     @classmethod
     def open(cls, folder: Path) -> "Tokenizer":
@@ -129,17 +129,18 @@ class Tokenizer:
     def encode(self, texts: list[str], threads: int = 1) -> list[Tokens]:
         """Each text as uint16 tokens, without `eos`."""
         plain = [t for t in texts if META not in t]
-        whole = self._processor.encode(plain, num_threads=threads) if not self._by_words else []
-        rows = map(self._encode_words, plain) if self._by_words else iter(whole)
-        return [np.array(self._encode_meta(t) if META in t else next(rows), np.uint16) for t in texts]
+        rows: Iterator[Tokens] = map(self._encode_words, plain)
+        if not self._by_words:
+            rows = (np.array(row, np.uint16) for row in self._processor.encode(plain, num_threads=threads))
+        return [np.array(self._encode_meta(t), np.uint16) if META in t else next(rows) for t in texts]
 
-    def _encode_words(self, text: str) -> list[int]:
+    def _encode_words(self, text: str) -> Tokens:
         """Text whose words are encoded once each, twice as fast as whole documents: no piece reaches over the end of one."""
         words, known = WORDS.findall(text), self._words if len(self._words) < MOST_WORDS else {}
         if new := [word for word in set(words) if word not in known]:
-            known.update(zip(new, self._processor.encode(new), strict=True))
+            known.update(zip(new, (array("H", row).tobytes() for row in self._processor.encode(new)), strict=True))
         self._words = known
-        return list(itertools.chain.from_iterable(map(known.__getitem__, words)))
+        return np.frombuffer(b"".join(map(known.__getitem__, words)), np.uint16).copy()
 
     def _encode_meta(self, text: str) -> list[int]:
         """Text with a literal U+2581: its bytes stand between the parts."""

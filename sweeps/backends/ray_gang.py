@@ -15,7 +15,7 @@ from typing import Any
 
 from gopher.errors import GopherError
 from gopher.record import FINISHED, Held, RunFolder
-from sweeps.backends.ray_lean import TERMINATED, lean_trainer, use_own_device
+from sweeps.backends.ray_lean import TERMINATED, get_ready, lean_trainer
 from sweeps.schedule import CRASH, FINAL, PREEMPTED, Event, Task
 
 GANG_END_SECONDS = 20
@@ -219,9 +219,7 @@ def work_through_runs(config: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    import gopher.train  # noqa: F401 - while the text is not there yet, not once the first run is
-
-    use_own_device()
+    get_ready()
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     hub, gang = config["hub"], config["gang"]
     ray.get(hub.join.remote(gang, rank, ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)))

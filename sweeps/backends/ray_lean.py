@@ -2,6 +2,7 @@
 trainings would have had."""
 
 import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -107,11 +108,14 @@ def leave_process_group() -> None:
     config._shutdown_torch(destroy_process_group=ray.train.get_context().get_world_size() > 1)
 
 
-def use_own_device() -> None:
-    """The worker's GPU, if it has one, becomes the calling thread's."""
+def get_ready() -> None:
+    """Load what a run needs while the text is still being prepared, not once a run could begin; a worker's GPU, if it has one,
+    becomes the calling thread's."""
     import torch
     from ray.train.torch import get_device
 
+    for name in ("gopher.train", "torch._dynamo"):  # the latter comes with the first FSDP module
+        importlib.import_module(name)
     if torch.cuda.is_available() and (device := get_device()).type == "cuda":
         torch.cuda.set_device(device)
 
