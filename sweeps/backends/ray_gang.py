@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import itertools
-import os
 import shutil
 import threading
+import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +46,7 @@ class Gang:
 
     def __post_init__(self) -> None:
         self.shape = gang_shape(self.task)
-        self.name = f"gang-{id(self):x}-{os.getpid()}"
+        self.name = f"gang-{uuid.uuid4().hex}"
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
