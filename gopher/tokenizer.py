@@ -10,6 +10,7 @@ import io
 import json
 import re
 import warnings
+from array import array
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,9 @@ Tokens = npt.NDArray[np.uint16]
 META = "\u2581"  # SentencePiece writes a blank as this character, so a literal one must go through byte pieces
 META_BYTES = ("<0xE2>", "<0x96>", "<0x81>")
 LONGEST_LINE_BYTES = 1_000_000
+# Blanks with the letters, signs or digits behind them; other white space. Where one ends shows in two characters alone.
+WORDS = re.compile(r" *+(?:[^\W\d_]++|(?:[^\w\s]|_)++|\d++)|[^\S ]++| ++")
+MOST_WORDS = 2**18  # whose tokens are remembered, some 50 MB
 
 
 def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
@@ -82,7 +86,8 @@ def lines_of(texts: Iterable[str]) -> Iterator[str]:
 class Tokenizer:
     """A trained model: text to uint16 tokens and back. Documents end with `eos`."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, bpe: bool = False) -> None:
+        """`bpe`: byte pair encoding without normalisation, which merges within a word whatever stands around it."""
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -91,6 +96,8 @@ class Tokenizer:
         self.sha256, self.model_bytes = hashlib.sha256(model).hexdigest(), len(model)
         self._meta = [self._processor.piece_to_id(p) for p in META_BYTES]
         self.token_bytes = np.array([self._bytes_of(i) for i in range(self.vocab_size)], np.int64)
+        self._by_words = bpe and all(len(WORDS.findall(piece)) == 1 for piece in self._spelled())
+        self._words: dict[str, bytes] = {}  # their uint16 tokens
 
     @classmethod
     def open(cls, folder: Path) -> "Tokenizer":
@@ -104,7 +111,12 @@ class Tokenizer:
             raise UsageError(
                 f"{folder / 'tokenizer.model'} is corrupt (its hash differs from the manifest); delete the folder and launch again"
             )
-        return cls(model)
+        return cls(model, manifest.get("algorithm") == "bpe" and manifest.get("preset") == "lossless")
+
+    def _spelled(self) -> Iterator[str]:
+        """The pieces that stand for characters."""
+        tokens = (t for t in range(self.vocab_size) if self.token_bytes[t] and not self.is_byte(t))
+        return (self._processor.id_to_piece(t).replace(META, " ") for t in tokens)
 
     def _bytes_of(self, token: int) -> int:
         """UTF-8 bytes that a token stands for; control tokens stand for none."""
@@ -116,9 +128,19 @@ class Tokenizer:
 
     def encode(self, texts: list[str], threads: int = 1) -> list[Tokens]:
         """Each text as uint16 tokens, without `eos`."""
-        plain = self._processor.encode([t for t in texts if META not in t], num_threads=threads)
-        rows = iter(plain)
-        return [np.array(self._encode_meta(t) if META in t else next(rows), np.uint16) for t in texts]
+        plain = [t for t in texts if META not in t]
+        rows: Iterator[Tokens] = map(self._encode_words, plain)
+        if not self._by_words:
+            rows = (np.array(row, np.uint16) for row in self._processor.encode(plain, num_threads=threads))
+        return [np.array(self._encode_meta(t), np.uint16) if META in t else next(rows) for t in texts]
+
+    def _encode_words(self, text: str) -> Tokens:
+        """Text whose words are encoded once each, twice as fast as whole documents: no piece reaches over the end of one."""
+        words, known = WORDS.findall(text), self._words if len(self._words) < MOST_WORDS else {}
+        if new := [word for word in set(words) if word not in known]:
+            known.update(zip(new, (array("H", row).tobytes() for row in self._processor.encode(new)), strict=True))
+        self._words = known
+        return np.frombuffer(b"".join(map(known.__getitem__, words)), np.uint16).copy()
 
     def _encode_meta(self, text: str) -> list[int]:
         """Text with a literal U+2581: its bytes stand between the parts."""

@@ -159,7 +159,9 @@ class Mirror:
         self._thread.start()
 
     def _loop(self) -> None:
-        while not self._stop.wait(MIRROR_SECONDS):
+        last = False
+        while not last:
+            last = self._stop.wait(MIRROR_SECONDS)  # after the stop once more: what came since the last time
             if self._away() is None:
                 for folder in self._folders:
                     self._tracker.mirror(folder)
@@ -173,6 +175,10 @@ class Mirror:
                 return str(away)
             self._reopen = None
         return None
+
+    def hurry(self) -> None:
+        """Nothing new will come: the thread delivers the rest, whatever else there is to do meanwhile."""
+        self._stop.set()
 
     def finish(self, patience_seconds: float) -> str | None:
         """Deliver the rest; a sentence about what could not be delivered, or None."""

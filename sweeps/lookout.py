@@ -13,12 +13,14 @@ from sweeps.folders import make_folders
 from sweeps.hang import HangWatch, progress_of
 from sweeps.lease import Holder, Lease
 from sweeps.loop import Clock, Outlook
+from sweeps.packing import LAST_RUNS, expected_seconds
 from sweeps.schedule import Capacity, Status, Task
 from sweeps.settings import Settings
 from sweeps.share import allowance
 from sweeps.study import PlannedRun
 
 LOOK_SECONDS = 1.0  # between readings of the run folders
+MEASURED_PART = 0.05  # of a run's steps, before its speed says how long the whole takes
 TAKEN_OVER = "another launch has taken this sweep over"
 
 
@@ -46,6 +48,8 @@ class Lookout:
         self.runs = {run.spec.key: run for run in runs}
         self.watch = HangWatch(settings.launch.hang_seconds, clock.now)
         self.stopped = False
+        self._costs = {t.key: t.cost for t in tasks if t.key in self.runs}
+        self._measured: dict[str, float] = {}  # run -> seconds of the whole, by its own speed so far
         self._last = Outlook(capacity=whole)
         self._looked = float("-inf")
         self._elsewhere: frozenset[str] = frozenset()
@@ -72,12 +76,12 @@ class Lookout:
     def _look(self, statuses: Mapping[str, Status]) -> Outlook:
         if self.clock.now() - self._looked < LOOK_SECONDS:
             elsewhere = self._others(statuses, self._last.capacity)
-            return Outlook(capacity=self._last.capacity, hold=self._last.hold, elsewhere=elsewhere)
+            return replace(self._last, hung={}, elsewhere=elsewhere)
         self._looked = self.clock.now()
         active = self._active(statuses)
         capacity, hold = self._share(statuses), self._hold(active)
-        hung, elsewhere = self._hung(active), self._others(statuses, capacity)
-        self._last = Outlook(capacity=capacity, hold=hold, hung=hung, elsewhere=elsewhere)
+        self._last = Outlook(capacity=capacity, hold=hold, hung=self._hung(active), seconds=self._seconds(statuses))
+        self._last = replace(self._last, elsewhere=self._others(statuses, capacity))
         return self._last
 
     def _hold(self, active: list[str]) -> str | None:
@@ -113,7 +117,7 @@ class Lookout:
         make_folders(left, self.settings)
         while True:
             here = [t for t in self.tasks if t.key not in held]
-            starting = {t.key for t in schedule.decide(here, statuses, capacity)} & self.runs.keys()
+            starting = {t.key for t in schedule.decide(here, statuses, capacity, self._last.seconds)} & self.runs.keys()
             more = {k for k in starting if self._folder(k).is_held()}
             held |= more
             if not more:
@@ -148,6 +152,19 @@ class Lookout:
                 out[key] = why
                 self.watch.forget(key)
         return out
+
+    def _seconds(self, statuses: Mapping[str, Status]) -> dict[str, float]:
+        """How long the last runs will take from now on, by the speeds of those that have trained for a while."""
+        spent = {key: 0.0 for key in self.runs if statuses[key].phase == schedule.WAITING}
+        if not 0 < len(spent) <= LAST_RUNS + self.whole.cpus:  # few enough soon
+            return {}
+        for key in self.runs.keys() & set(self._active(statuses)):
+            state, steps = self._folder(key).state(), self.runs[key].spec.steps
+            spent[key] = state.train_seconds if state else 0.0
+            if state and spent[key] and state.step >= MEASURED_PART * steps:
+                self._measured[key] = spent[key] * steps / state.step
+        whole = expected_seconds(self._costs, self._measured)
+        return {key: max(0.0, whole[key] - past) for key, past in spent.items()} if whole else {}
 
     def _share(self, statuses: Mapping[str, Status]) -> Capacity:
         """What this sweep may use, told to and agreed with the other drivers of the same cluster."""

@@ -41,6 +41,9 @@ class Outlook:
     hung: Mapping[str, str] = field(default_factory=dict)  # running task -> why it is to be killed
     elsewhere: frozenset[str] = frozenset()  # waiting tasks that another process has in hand
     trouble: str | None = None  # why the look could not be taken, one sentence
+    seconds: Mapping[str, float] = field(
+        default_factory=dict
+    )  # training -> how long it will take from now on, where known
 
 
 def run_loop(
@@ -71,9 +74,10 @@ def run_loop(
             statuses = schedule.hold(statuses, outlook.hold)
         statuses = schedule.doom(tasks, statuses)
         if schedule.settled(statuses):
+            backend.release()  # workers leave while the last logs are delivered
             return statuses
         here = [t for t in tasks if t.key not in outlook.elsewhere]
-        for task in schedule.decide(here, statuses, outlook.capacity):
+        for task in schedule.decide(here, statuses, outlook.capacity, outlook.seconds):
             statuses = schedule.start(statuses, task.key)
             backend.submit(task, jobs[task.key])
         if all(statuses[t.key].phase not in (schedule.WAITING, schedule.ACTIVE) for t in tasks if t.kind == "data"):

@@ -1,7 +1,7 @@
 """Which task starts next: a pure function of what is wanted, what has happened and what is free.
 
-Order: text first, then trainings, most expensive first, which packs a ladder best (its one large rung would otherwise
-run alone at the end), then evaluations. A gang starts whole or not at all. A task that does not fit keeps what it needs:
+Order: text first, then trainings, most expensive first (a ladder's one large rung would otherwise run alone at the end),
+the last few so that all cores end together, see `sweeps.packing`; then evaluations. A gang starts whole or not at all. A task that does not fit keeps what it needs:
 what stands behind it may pass only with cores, GPUs and places that are left after everything ahead is served, so nobody
 can delay or starve a large gang, and CPU evaluations fill the gaps of a GPU cluster.
 
@@ -10,6 +10,8 @@ Failures have three classes: a preemption is free, a crash has a budget, an erro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from sweeps.packing import LAST_RUNS, SEATS, best_packing
 
 WAITING, ACTIVE, DONE, LOST, HELD = "waiting", "active", "done", "lost", "held"
 CRASH, PREEMPTED, FINAL, STOPPED = "crash", "preempted", "final", "asked"
@@ -108,16 +110,40 @@ def free(tasks: Sequence[Task], statuses: Mapping[str, Status], capacity: Capaci
     return tuple(total - sum(t[i] for t in taken) for i, total in enumerate(whole))
 
 
-def decide(tasks: Sequence[Task], statuses: Mapping[str, Status], capacity: Capacity) -> list[Task]:
-    """The tasks to start now, in order."""
+def decide(
+    tasks: Sequence[Task],
+    statuses: Mapping[str, Status],
+    capacity: Capacity,
+    seconds: Mapping[str, float] | None = None,
+) -> list[Task]:
+    """The tasks to start now, in order. `seconds`: how long trainings will take from now on, where that is known."""
     left = free(tasks, statuses, capacity)
+    waiting = sorted(ready(tasks, statuses), key=lambda t: (ORDER[t.kind], -t.cost, t.key))
+    active = [t for t in tasks if t.kind == "train" and statuses[t.key].phase == ACTIVE]
+    first = packed_first([t for t in waiting if t.kind == "train"], active, capacity, seconds or {})
     chosen = []
-    for task in sorted(ready(tasks, statuses), key=lambda t: (ORDER[t.kind], -t.cost, t.key)):
+    for task in sorted(waiting, key=lambda t: (ORDER[t.kind], t.key not in first)):
         need = needs_of(task)
         if all(n == 0 or n <= room for n, room in zip(need, left, strict=True)):
             chosen.append(task)
         left = tuple(room - n for room, n in zip(left, need, strict=True))  # taken, or kept for it
     return chosen
+
+
+def packed_first(
+    waiting: Sequence[Task], active: Sequence[Task], capacity: Capacity, seconds: Mapping[str, float]
+) -> set[str]:
+    """Trainings to start before longer ones, so that the last few, alike in what they need, end as early as they can."""
+    known = all(t.key in seconds for t in (*waiting, *active))
+    if not known or not 1 < len(waiting) <= LAST_RUNS or len({needs_of(t) for t in (*waiting, *active)}) > 1:
+        return set()
+    whole = (capacity.cpus, capacity.gpus, SEATS + 1 if capacity.max_parallel is None else capacity.max_parallel)
+    seats = min(total // need for total, need in zip(whole, needs_of(waiting[0]), strict=True) if need)
+    if not len(active) < seats <= SEATS:
+        return set()
+    ends = [seconds[t.key] for t in active] + [0.0] * (seats - len(active))
+    packed = best_packing({t.key: seconds[t.key] for t in waiting}, ends)
+    return {keys[0] for keys in packed[len(active) :] if keys}
 
 
 def ready(tasks: Sequence[Task], statuses: Mapping[str, Status]) -> list[Task]:

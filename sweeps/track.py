@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.points import reach
 from gopher.errors import GopherError, SetupError, UsageError
 from gopher.identity import content_hash
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState, write_atomic
@@ -125,6 +124,8 @@ class Tracker:
 
     def open_sweep(self, config: str) -> str:
         """Experiment and parent run, made if missing; the parent's id. Raises `SetupError` when MLflow can't be reached."""
+        from analysis.points import reach  # brings pandas, which a launch loads while Ray and the text are on their way
+
         mlflow = import_mlflow()
         own_files = not self.uri.startswith(("http://", "https://"))  # a database has no place for artifacts
         with self._telling("start it, mend tracking.uri, or leave tracking.uri unset for sqlite"):

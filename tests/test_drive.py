@@ -1,5 +1,6 @@
 """The driver's loop on a back end in this process: real training, no Ray. Dependencies, retries, locks, space, reasons."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sweeps.backends import BackendLost, DataJob, Job, ray_gang
 from sweeps.budget import CRASHES
 from sweeps.compose import compose, hydra_session
 from sweeps.drive import (
+    Mirror,
     Work,
     check_space,
     check_steps,
@@ -42,6 +44,7 @@ class InProcess:
         self.capacity, self.crashes = Capacity(cpus=cpus, gpus=0), crashes
         self.events: list[Event] = []
         self.submitted: list[str] = []
+        self.released = False  # since the last look at what ended
 
     @property
     def running(self) -> list[str]:
@@ -51,7 +54,8 @@ class InProcess:
     def idle(self) -> tuple[int, int]:
         return 0, 0
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        self.released = True
 
     def submit(self, task: Task, job: Job) -> None:
         self.submitted.append(task.key)
@@ -69,7 +73,7 @@ class InProcess:
             self.events.append(Event(key=task.key, ok=False, reason=str(error), exit_code=error.exit_code))
 
     def poll(self) -> list[Event]:
-        events, self.events = self.events, []
+        events, self.events, self.released = self.events, [], False
         return events
 
     def cancel(self, key: str, reason: str) -> None: ...
@@ -111,6 +115,33 @@ def test_text_first_then_training_then_nothing_left(tiny: tuple[Study, Settings]
     assert unfinished(study, settings) == [] and failed_runs(study, settings) == []
     row = run_rows(study.specs, settings)[0]
     assert (row.state, row.step) == (FINISHED, row.steps) and row.val_loss is not None
+
+
+def test_once_nothing_is_left_workers_are_let_go_and_the_log_is_delivered_meanwhile(
+    tiny: tuple[Study, Settings], tmp_path: Path
+) -> None:
+    backend = InProcess()
+    drive(*tiny, backend)
+    assert backend.released
+
+    class Deliveries:
+        def __init__(self) -> None:
+            self.folders: list[RunFolder] = []
+
+        def mirror(self, folder: RunFolder) -> bool:
+            self.folders.append(folder)
+            return True
+
+        def flush(self, folders: list[RunFolder], patience_seconds: float) -> str | None:
+            return None
+
+    deliveries, folder = Deliveries(), RunFolder(tmp_path)
+    mirror = Mirror(deliveries, [folder])  # type: ignore[arg-type]
+    mirror.hurry()
+    deadline = time.monotonic() + 2.0  # less than the pause between two deliveries
+    while not deliveries.folders and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert deliveries.folders == [folder] and mirror.finish(1.0) is None
 
 
 def test_a_crashed_worker_is_started_again_within_its_budget(tiny: tuple[Study, Settings]) -> None:

@@ -38,7 +38,13 @@ FORBIDDEN = {
     "sweeps": set(),
 }
 ONLY_IN = {
-    "ray": {"sweeps.backends.ray", "sweeps.backends.ray_gang", "sweeps.backends.ray_evals", "sweeps.backends.ray_jobs"},
+    "ray": {
+        "sweeps.backends.ray",
+        "sweeps.backends.ray_gang",
+        "sweeps.backends.ray_lean",
+        "sweeps.backends.ray_evals",
+        "sweeps.backends.ray_jobs",
+    },
     "hydra": {"sweeps.compose"},
     "omegaconf": {"sweeps.compose"},
 }

@@ -200,3 +200,28 @@ def test_idle_gangs_are_told_to_other_sweeps_and_not_counted_as_used(runs: list[
         theirs.tell(head_gpus=8, head_since=time.time())
         lookout.clock.sleep(2)
         assert lookout(statuses).capacity.gpus == 4
+
+
+def test_what_the_last_runs_will_take_is_told_by_the_speed_of_others(tmp_path: Path) -> None:
+    tokens = {"small": 20_480, "waits": 2 * 20_480, "large": 4 * 20_480}
+    place = Placement(data_dir=str(tmp_path))
+    runs = [PlannedRun(spec=demo_spec(tokens=n), placement=place, config={}) for n in tokens.values()]
+    key = {name: run.spec.key for name, run in zip(tokens, runs, strict=True)}
+    settings, tasks = settings_with(tmp_path), tasks_of(Work(runs=runs))
+    statuses = {t.key: Status(phase=ACTIVE) for t in tasks} | {key["waits"]: Status()}
+    lookout = Lookout(tasks, runs, settings, Capacity(cpus=2, gpus=0), None, VirtualClock())
+
+    def trained(name: str, step: int, seconds: float) -> None:
+        folder = RunFolder(settings.run_dir(key[name]))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_state(RunState(state=RUNNING, step=step, train_seconds=seconds))
+
+    trained("small", 10, 50.0)
+    trained("large", 1, 2.0)
+    assert lookout(statuses).seconds == {}  # one step of the large run says nothing yet
+    trained("large", 20, 50.0)
+    lookout.clock.sleep(2)
+    expected = {key["small"]: 50.0, key["large"]: 150.0, key["waits"]: 200 / 2**0.5}
+    assert lookout(statuses).seconds == pytest.approx(expected, rel=0.02)
+    lookout.clock.sleep(0.1)
+    assert lookout(statuses).seconds == pytest.approx(expected, rel=0.02)  # between two looks as well

@@ -27,6 +27,12 @@ def ended(backend: RayBackend) -> Event:
     raise AssertionError("nothing ended")
 
 
+def started(backend: RayBackend) -> set[str]:
+    """Kinds of the actors that there were."""
+    return {actor["ActorClassName"] for actor in backend.ray._private.state.actors().values()}
+
+
+@pytest.mark.filterwarnings("ignore:.use_")  # Ray on its own options, in the thread that imports it
 def test_hung_text_is_killed_and_a_failed_evaluation_frees_its_core(tmp_path: Path) -> None:
     (tmp_path / "text" / "prose").mkdir(parents=True)
     (tmp_path / "text" / "prose" / "0.txt").write_text("a text")
@@ -57,10 +63,14 @@ def test_hung_text_is_killed_and_a_failed_evaluation_frees_its_core(tmp_path: Pa
             assert (event.key, event.ok, event.cause) == (key, False, FINAL) and "is no run folder" in str(event.reason)
         assert backend.idle == (0, 0)
         backend.warm([Task(key="train-x", kind="train", workers=1)], {})
-        deadline = time.monotonic() + 120
+        deadline, gang = time.monotonic() + 120, backend._gangs[0]
         while backend._gangs and time.monotonic() < deadline:
             backend.release()
             time.sleep(0.25)
         assert backend._gangs == [] and not list((tmp_path / "ray").glob("gang-*"))
+        assert gang._error == ["the gang ended"]
+        assert started(backend) == {"Hand", "Hub", "SynchronizationActor", "RayTrainWorker"}
+        processes = {str(kind) for kind in backend.ray._private.worker._global_node.all_processes}
+        assert not processes & {"dashboard", "log_monitor", "monitor"}
     finally:
         backend.close()

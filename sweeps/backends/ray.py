@@ -1,6 +1,6 @@
 """Ray runs the tasks: text and evaluations on actors, training on warm gangs of Ray Train workers.
 
-A gang is one `TorchTrainer` whose workers take runs one after another from a mailbox, each on the process group that
+A gang is one trainer of Ray Train whose workers take runs one after another from a mailbox, each on the process group that
 Ray Train set up. A large run is a gang of its own; the small rungs of a laptop ladder share a gang per core, so that
 Ray's ten seconds of start-up are paid once per core and not once per run. There is one code path for both.
 
@@ -22,7 +22,8 @@ from typing import Any
 from gopher.errors import GopherError, SetupError
 from gopher.record import RunFolder
 from sweeps.backends import LOST_TIMES, BackendLost, DataJob, EvalJob, Job
-from sweeps.backends.ray_gang import Controllers, Gang, first_line, gang_shape
+from sweeps.backends.ray_gang import Gang, Hub, first_line, gang_shape
+from sweeps.backends.ray_lean import lean_node
 from sweeps.pulse import beating
 from sweeps.schedule import CRASH, FINAL, Capacity, Event, Task
 from sweeps.settings import ClusterSettings
@@ -43,7 +44,8 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 OBJECT_STORE_BYTES = 100 * 2**20  # runs talk through files; Ray's store carries only messages
-CONTROLLERS_TOGETHER = 16  # gangs whose controllers share a process, and would fall together
+GANGS_TOGETHER = 16  # whose controllers and mailboxes share a process, and would fall together
+CALLS_TOGETHER = 100_000  # to such a process: every worker has one waiting there
 CHECK_SECONDS = 2.0  # between looks whether Ray still lives
 
 
@@ -83,7 +85,8 @@ class RayBackend:
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"num_cpus": cluster.cpus or usable_cpus(), "num_gpus": cluster.gpus}
         try:
-            self.ray.init(**options)
+            with lean_node(self.ray) if local else contextlib.nullcontext():
+                self.ray.init(**options)
         except Exception as error:  # of a node that is slow to start Ray says no more than that
             cure = (
                 "see whether /tmp has space"
@@ -133,14 +136,14 @@ class RayBackend:
             self._gang_for(task).give(task.key, job.folder)
 
     def _gang(self, task: Task) -> "Gang":
-        """A new gang; its controller joins those of the last few, on the driver's node."""
-        if self._started % CONTROLLERS_TOGETHER == 0:
+        """A new gang; its controller and mailbox join those of the last few, on the driver's node."""
+        if self._started % GANGS_TOGETHER == 0:
             here = self.ray.get_runtime_context().get_node_id()
             place = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-            options = {"num_cpus": 0, "max_concurrency": CONTROLLERS_TOGETHER, "scheduling_strategy": place}
-            self._controllers = self.ray.remote(**options)(Controllers).remote()
+            options = {"num_cpus": 0, "max_concurrency": CALLS_TOGETHER, "scheduling_strategy": place}
+            self._hub = self.ray.remote(**options)(Hub).remote(GANGS_TOGETHER)
         self._started += 1
-        return Gang(self.ray, task, self._scratch, self._report, self._controllers)
+        return Gang(self.ray, task, self._scratch, self._report, self._hub, self._local)
 
     def _gang_for(self, task: Task) -> "Gang":
         """An idle gang of the right shape; otherwise a new one, after idle gangs of other shapes have given their cores back."""

@@ -1,17 +1,21 @@
-"""A gang: one `TorchTrainer` whose workers take runs one after another from a mailbox, and what its workers do."""
+"""A gang: one trainer of Ray Train whose workers take runs one after another from a mailbox, and what its workers do."""
 
+import asyncio
 import contextlib
-import os
+import itertools
 import shutil
-import signal
 import threading
+import uuid
+from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gopher.errors import GopherError
 from gopher.record import FINISHED, Held, RunFolder
+from sweeps.backends.ray_lean import TERMINATED, get_ready, lean_trainer
 from sweeps.schedule import CRASH, FINAL, PREEMPTED, Event, Task
 
 GANG_END_SECONDS = 20
@@ -24,13 +28,14 @@ def gang_shape(task: Task) -> tuple[int, int, int]:
 
 @dataclass
 class Gang:
-    """One TorchTrainer that works through runs. The driver thread gives and collects; a daemon thread holds `fit()`."""
+    """One trainer that works through runs. The driver thread gives and collects; a daemon thread holds `fit()`."""
 
     ray: Any
     task: Task
     scratch: Path
     report: Callable[[Event], None]
-    controllers: Any  # actor of class `Controllers`
+    hub: Any  # actor of class `Hub`
+    local: bool  # whether it runs on a Ray of our own
     key: str | None = None  # the run being trained
     folder: Path | None = None
     closed: bool = False
@@ -41,8 +46,7 @@ class Gang:
 
     def __post_init__(self) -> None:
         self.shape = gang_shape(self.task)
-        self.name = f"gang-{id(self):x}-{os.getpid()}"
-        self._mailbox = self.ray.remote(num_cpus=0, max_concurrency=2 * self.task.workers + 8)(Mailbox).remote()
+        self.name = f"gang-{uuid.uuid4().hex}"
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
@@ -57,14 +61,12 @@ class Gang:
 
     def _fit(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig
 
         workers, cpus, gpus = self.shape
         resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-        trainer = lean_trainer(self.controllers)(
+        trainer = lean_trainer(self.hub, "nccl" if gpus else "gloo", self.local)(
             work_through_runs,
-            train_loop_config={"mailbox": self._mailbox},
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            train_loop_config={"hub": self.hub, "gang": self.name},
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker=resources, use_gpu=bool(gpus)),
             run_config=RunConfig(
                 name=self.name, storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=0)
@@ -80,8 +82,8 @@ class Gang:
         """Hand the next run to the workers; that their mailbox is gone shows in `collect`."""
         self.key, self.folder, self._done = key, folder, None
         try:
-            self.ray.get(self._mailbox.put.remote(str(folder)))
-            self._done = self._mailbox.result.remote(self.given)
+            self.ray.get(self.hub.put.remote(self.name, str(folder)))
+            self._done = self.hub.result.remote(self.name, self.given)
         except self.ray.exceptions.RayError as error:
             self._error.append(first_line(error))
         self.given += 1
@@ -118,7 +120,7 @@ class Gang:
         """Kill one member by force, hung or not; Ray Train then ends the others and `fit`."""
         self._killed_for = reason
         with contextlib.suppress(self.ray.exceptions.RayError):
-            for member in self.ray.get(self._mailbox.members.remote(), timeout=GANG_END_SECONDS).values():
+            for member in self.ray.get(self.hub.members.remote(self.name), timeout=GANG_END_SECONDS).values():
                 self.ray.kill(self.ray.cloudpickle.loads(member))
 
     def _settle(self, event: Event) -> None:
@@ -129,70 +131,66 @@ class Gang:
         """Ask the workers to leave once their current run is done."""
         self.closed = True
         with contextlib.suppress(Exception):
-            self.ray.get(self._mailbox.put.remote(None), timeout=GANG_END_SECONDS)
+            self.ray.get(self.hub.put.remote(self.name, None), timeout=GANG_END_SECONDS)
 
     def wait_for_end(self) -> None:
         """Wait for the workers to have left; their cores are free then. Workers that do not leave are killed."""
         self._thread.join(timeout=GANG_END_SECONDS)
         if self._thread.is_alive():
-            with contextlib.suppress(Exception):
-                self.ray.kill(self._mailbox)
+            self.kill("it did not leave")
             self._thread.join(timeout=GANG_END_SECONDS)
         shutil.rmtree(self.scratch / self.name, ignore_errors=True)
 
 
-def lean_trainer(controllers: Any) -> Any:
-    """`TorchTrainer` without three of the processes that it starts per gang, each some CPU seconds on a laptop.
+class Hub:
+    """Actor beside the driver: the controllers of its gangs, a thread each, and their mailboxes.
 
-    One hands out Ray datasets, of which a run has none. One frees the gang's cores should the trainer die alone; here
-    trainer and driver end together, and Ray frees what a driver held. Its controller runs as a thread of `controllers`.
+    Ray Train starts a process for every controller; each costs some CPU seconds of imports on a laptop.
     """
-    import ray
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-    class SigtermListeners(WorkerGroupCallback):
-        def after_worker_group_start(self, worker_group: Any) -> None:
-            worker_group.execute(listen_for_sigterm)
-
-    class LeanTrainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            unneeded = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-            kept = [c for c in super()._create_default_callbacks() if type(c).__name__ not in unneeded]
-            return [*kept, SigtermListeners()]
-
-        def _initialize_and_run_controller(self, **parts: Any) -> Any:
-            return ray.get(controllers.run.remote(parts))
-
-    return LeanTrainer
-
-
-class Controllers:
-    """Actor in which the controllers of a driver's gangs run, a thread each, where Ray Train starts a process for every one."""
-
-    def __init__(self) -> None:
+    def __init__(self, gangs: int) -> None:
         from ray.train.v2._internal.execution.controller import TrainController
 
-        self._made = TrainController  # imported before there are threads
+        self._controller = TrainController
+        self._threads = ThreadPoolExecutor(gangs)
+        self._mailboxes: defaultdict[str, Mailbox] = defaultdict(Mailbox)
 
-    def run(self, parts: dict[str, Any]) -> Any:
+    async def run(self, parts: dict[str, Any]) -> Any:
         """What the controller made of `parts` results in, after the gang's end."""
-        import asyncio
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._control, parts)
 
-        controller = self._made(**parts)
+    def _control(self, parts: dict[str, Any]) -> Any:
+        controller = self._controller(**parts)
         asyncio.run(controller.run())
         return controller.get_result()
 
+    async def put(self, gang: str, item: str | None) -> None:
+        await self._mailboxes[gang].put(item)
+
+    async def get(self, gang: str, index: int) -> str | None:
+        return await self._mailboxes[gang].get(index)
+
+    async def join(self, gang: str, rank: int, member: bytes) -> None:
+        self._mailboxes[gang].members[rank] = member
+
+    async def members(self, gang: str) -> dict[int, bytes]:
+        """Rank -> handle of every worker that has joined, pickled: reading one here would import torch."""
+        return self._mailboxes[gang].members
+
+    async def done(self, gang: str, index: int, outcome: dict[str, Any]) -> None:
+        await self._mailboxes[gang].done(index, outcome)
+
+    async def result(self, gang: str, index: int) -> dict[str, Any]:
+        return await self._mailboxes[gang].result(index)
+
 
 class Mailbox:
-    """Actor between driver and gang: item i is a run folder, or None for the end; result i comes from rank 0."""
+    """Between driver and gang: item i is a run folder, or None for the end; result i comes from rank 0."""
 
     def __init__(self) -> None:
-        import asyncio
-
         self._items: list[str | None] = []
         self._results: dict[int, dict[str, Any]] = {}
-        self._members: dict[int, bytes] = {}
+        self.members: dict[int, bytes] = {}
         self._changed = asyncio.Condition()
 
     async def put(self, item: str | None) -> None:
@@ -204,13 +202,6 @@ class Mailbox:
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._items) > index)
             return self._items[index]
-
-    async def join(self, rank: int, member: bytes) -> None:
-        self._members[rank] = member
-
-    async def members(self) -> dict[int, bytes]:
-        """Rank -> handle of every worker that has joined, pickled: reading one here would import Ray Train and torch."""
-        return self._members
 
     async def done(self, index: int, outcome: dict[str, Any]) -> None:
         async with self._changed:
@@ -225,23 +216,22 @@ class Mailbox:
 
 def work_through_runs(config: dict[str, Any]) -> None:
     """What each worker of a gang does: take the next run, train it, say how it ended; until the mailbox says None."""
-    import itertools
-
     import ray
     import ray.train
 
+    get_ready()
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    mailbox = config["mailbox"]
-    ray.get(mailbox.join.remote(rank, ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)))
+    hub, gang = config["hub"], config["gang"]
+    ray.get(hub.join.remote(gang, rank, ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)))
     for index in itertools.count():
-        folder = ray.get(mailbox.get.remote(index))
+        folder = ray.get(hub.get.remote(gang, index))
         if folder is None:
             return
         outcome, left = train_one(RunFolder(folder), rank, world), leaving()
         # after a failure other ranks may still wait for this one: a fresh gang is the only clean start
         last = left or (world > 1 and not outcome["ok"])
         if rank == 0:
-            ray.get(mailbox.done.remote(index, outcome | {"last": last}))
+            ray.get(hub.done.remote(gang, index, outcome | {"last": last}))
         if last:
             raise GopherError(LEFT if left else outcome["reason"])
 
@@ -269,14 +259,6 @@ def train_one(folder: RunFolder, rank: int, world: int) -> dict[str, Any]:
 def why_stop(folder: RunFolder) -> str | None:
     """Asked at every step: a person's request, a machine that goes, or None."""
     return folder.stop_requested() or (PREEMPTED if leaving() else None)
-
-
-TERMINATED = threading.Event()  # in a worker: SIGTERM came
-
-
-def listen_for_sigterm() -> None:
-    """In a worker's main thread: SIGTERM asks the training to checkpoint and leave."""
-    signal.signal(signal.SIGTERM, lambda *_: TERMINATED.set())
 
 
 def leaving() -> bool:

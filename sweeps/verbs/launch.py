@@ -12,6 +12,7 @@ from gopher.errors import GopherError, SetupError
 from gopher.record import ASKED, PREEMPTED, RunFolder
 from sweeps import launched, lease
 from sweeps.backends import Backend, BackendLost, DataJob
+from sweeps.backends.ray import RayBackend, import_ray
 from sweeps.background import back_off, detach, start_again
 from sweeps.drive import (
     Mirror,
@@ -99,6 +100,8 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         make_folders(missing, settings)
         launched.keep(study, overrides, settings)
         # A new sqlite file takes MLflow seconds, starting Ray takes others: both at once. A server may be down: that is learnt first.
+        if missing or unscored:
+            import_ray()  # before MLflow's imports take turns with it: text waits for Ray alone
         config = yaml.safe_dump(redacted(tree), sort_keys=False)
         begin = partial(open_tracking, tracker, config, subset_names(study))
         opened = background.submit(begin)
@@ -143,6 +146,8 @@ def train(
 ) -> None:
     """Run the tasks with the screen on; whatever happens, what was logged is delivered and Ray is closed."""
     screen = Screen(study.name, live=settings.watch is not False and console(stderr=True).is_terminal)
+    mirror: Mirror | None = None
+    undelivered: str | None = None
     try:
         backend = start_ray(study, work, settings, screen, own) if work.runs or work.scored else None
         interrupts.listen()
@@ -154,17 +159,20 @@ def train(
             else:
                 opened.result()
             mirror = Mirror(tracker, [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs], reopen)
-            try:
-                statuses = run_on(backend, study, work, settings, screen, own, interrupts) if backend else {}
-            finally:
+            statuses = run_on(backend, study, work, settings, screen, own, interrupts) if backend else {}
+        finally:
+            if mirror:
+                mirror.hurry()
+            if backend:
+                backend.close()
+    finally:
+        try:
+            if mirror:
                 undelivered = mirror.finish(settings.launch.patience_seconds)
                 for run in work.scored if not undelivered else ():
                     tracker.log_recorded(RunFolder(settings.run_dir(run.spec.key)), settings.tasks)
         finally:
-            if backend:
-                backend.close()
-    finally:
-        screen.close()
+            screen.close()
     raise_if_all_alike(statuses)
     if undelivered:
         raise SetupError(undelivered)
@@ -172,8 +180,6 @@ def train(
 
 def start_ray(study: Study, work: Work, settings: Settings, screen: Screen, own: lease.Lease) -> Backend:
     """Ray, with text and the gangs of the first runs on their way while tracking opens."""
-    from sweeps.backends.ray import RayBackend
-
     scores = f", {len(work.scored)} to score" if work.scored else ""
     screen.say(
         f"{study.name}: {len(work.runs)} of {len(study.runs)} runs to train{scores}; starting Ray ({settings.cluster.address})"
