@@ -31,6 +31,7 @@ LONGEST_LINE_BYTES = 1_000_000
 # Blanks with the letters, signs or digits behind them; other white space. Where one ends shows in two characters alone.
 WORDS = re.compile(r" *+(?:[^\W\d_]++|(?:[^\w\s]|_)++|\d++)|[^\S ]++| ++")
 MOST_WORDS = 2**18  # whose tokens are remembered, some 50 MB
+LONGEST_WORD = 64  # characters of a word that is remembered
 
 
 def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> bytes:
@@ -129,18 +130,23 @@ class Tokenizer:
     def encode(self, texts: list[str], threads: int = 1) -> list[Tokens]:
         """Each text as uint16 tokens, without `eos`."""
         plain = [t for t in texts if META not in t]
-        rows: Iterator[Tokens] = map(self._encode_words, plain)
+        rows: Iterator[Tokens] = (self._encode_words(text, threads) for text in plain)
         if not self._by_words:
             rows = (np.array(row, np.uint16) for row in self._processor.encode(plain, num_threads=threads))
         return [np.array(self._encode_meta(t), np.uint16) if META in t else next(rows) for t in texts]
 
-    def _encode_words(self, text: str) -> Tokens:
+    def _encode_words(self, text: str, threads: int) -> Tokens:
         """Text whose words are encoded once each, twice as fast as whole documents: no piece reaches over the end of one."""
         words, known = WORDS.findall(text), self._words if len(self._words) < MOST_WORDS else {}
         if new := [word for word in set(words) if word not in known]:
-            known.update(zip(new, (array("H", row).tobytes() for row in self._processor.encode(new)), strict=True))
+            rows = self._processor.encode(new, num_threads=threads)
+            known.update(zip(new, (array("H", row).tobytes() for row in rows), strict=True))
+        tokens = np.frombuffer(b"".join(map(known.__getitem__, words)), np.uint16).copy()
+        for word in new:
+            if len(word) > LONGEST_WORD:
+                del known[word]
         self._words = known
-        return np.frombuffer(b"".join(map(known.__getitem__, words)), np.uint16).copy()
+        return tokens
 
     def _encode_meta(self, text: str) -> list[int]:
         """Text with a literal U+2581: its bytes stand between the parts."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -129,7 +130,8 @@ def submit_job(words: Sequence[str], settings: Settings) -> SubmittedJob:
 
 def job_words(words: Sequence[str], settings: Settings) -> list[str]:
     """The driver's own words, with the output root as an absolute path."""
-    root = str(settings.root).replace("\\", "\\\\").replace('"', '\\"')
+    # a quoted value of Hydra's: backslashes are themselves but before a quotation mark
+    root = re.sub(r'(\\+)(?="|$)', r"\1\1", str(settings.root)).replace('"', '\\"')
     return [*(w for w in own_words(words) if key_of(w) != "output_root"), f'output_root="{root}"']
 
 

@@ -184,7 +184,8 @@ class Mirror:
         """Deliver the rest; a sentence about what could not be delivered, or None."""
         self._stop.set()
         self._thread.join(timeout=patience_seconds)
-        if away := self._away():
+        silent = f"MLflow did not answer within {patience_seconds:g} s"  # the thread still asks it
+        if away := silent if self._thread.is_alive() and self._reopen else self._away():
             return f"{away}; everything is kept in the run folders, and the next launch sends it"
         return self._tracker.flush(self._folders, patience_seconds)
 

@@ -10,7 +10,7 @@ from gopher.evals.exam import Exam
 from gopher.record import write_atomic
 from gopher.spec import DataSpec, SubsetSpec, TokenizerSpec
 from sweeps import pulse
-from sweeps.backends import DataJob, EvalJob
+from sweeps.backends import BackendLost, DataJob, EvalJob
 from sweeps.backends.ray import RayBackend
 from sweeps.schedule import CRASH, FINAL, Event, Task
 from sweeps.settings import ClusterSettings
@@ -74,3 +74,19 @@ def test_hung_text_is_killed_and_a_failed_evaluation_frees_its_core(tmp_path: Pa
         assert not processes & {"dashboard", "log_monitor", "monitor"}
     finally:
         backend.close()
+
+
+@pytest.mark.filterwarnings("ignore:.use_")  # Ray on its own options, in the thread that imports it
+def test_without_its_gangs_controllers_a_ray_counts_as_lost(tmp_path: Path) -> None:
+    """Otherwise every retry would go to the dead process, and its gangs' cores would never be free again."""
+    backend = RayBackend(ClusterSettings(cpus=1, gpus=0), tmp_path / "ray")
+    try:
+        backend.warm([Task(key="train-x", kind="train", workers=1)], {})
+        backend.poll()
+        backend.ray.kill(backend._hub)
+        with pytest.raises(BackendLost, match="gang controllers is gone"):
+            ended(backend)
+        assert backend.lost
+    finally:
+        backend.close()
+        backend.ray.shutdown()

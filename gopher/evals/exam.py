@@ -1,7 +1,6 @@
 """What a checkpoint is asked: tasks by name and how they are put. Standard library only, so that drivers need no torch."""
 
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
 from typing import Any
 
 from gopher.errors import UsageError, did_you_mean
@@ -28,9 +27,8 @@ class Exam:
 
     @property
     def key(self) -> str:
-        """Of how tasks are asked, whichever they are, and at which steps; the same wherever the folder of tasks lies."""
+        """Of how tasks are asked, whichever they are, and at which steps."""
         asked = {k: v for k, v in asdict(self).items() if k != "tasks" and (k, v) != ("steps", "last")}
-        asked["tasks_path"] = self.tasks_path and PurePath(self.tasks_path).name
         return content_hash(asked)[:12]
 
     def __post_init__(self) -> None:

@@ -225,6 +225,7 @@ def backward_queries_kernel(
     a = first + tl.arange(0, BM)
     i = a * G + phase
     rows = score_rows(GradP + sequence_head * T * W, i, T, W, G)
+    own = tl.minimum(a, (T - 1) // G) * G  # like `rows`, the last query's for those that do not exist
     last = tl.minimum(first + BM, (T + G - 1) // G) * G
     whole = tl.where((first + BM - 1) * G + phase < T, first * G // BN * BN, 0)  # up to here every query sees every key
     content = tl.zeros([BM, D], tl.float32)
@@ -241,12 +242,12 @@ def backward_queries_kernel(
         content += tl.dot(grad, load_rows(keys, j, key_row, T, D), input_precision="ieee")
     for x in range(0, whole, BN):
         column = end(T) - x - BN + tl.arange(0, BN)
-        j = (a * G)[:, None] + (column - (end(T) - G))[None, :]
+        j = own[:, None] + (column - (end(T) - G))[None, :]
         far = load_rows(table, phase + end(T) - G - column, D, T, D)
         position += tl.dot(tl.load(rows[:, None] + j), far, input_precision="ieee")
     for x in range(whole, last, BN):
         column = end(T) - x - BN + tl.arange(0, BN)
-        j = (a * G)[:, None] + (column - (end(T) - G))[None, :]
+        j = own[:, None] + (column - (end(T) - G))[None, :]
         grad = tl.where((j >= 0) & (i[:, None] < T), tl.load(rows[:, None] + j), 0.0)
         far = load_rows(table, phase + end(T) - G - column, D, T, D)
         position += tl.dot(grad, far, input_precision="ieee")
@@ -263,7 +264,7 @@ def table_gradient_of(
     """One block of queries of the gradient of rows of r."""
     a = first + tl.arange(0, BM)
     i = a * G + phase
-    j = (a * G)[:, None] + (column - (end(T) - G))[None, :]
+    j = (tl.minimum(a, (T - 1) // G) * G)[:, None] + (column - (end(T) - G))[None, :]
     grad = tl.load(score_rows(matrix, i, T, W, G)[:, None] + j)
     if not WHOLE:
         grad = tl.where((j >= 0) & (i[:, None] < T), grad, 0.0)
@@ -494,7 +495,7 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     """`x` itself when only its row and head strides are free, as for a slice of the joint q, k, v map; else a copy."""
     batch, _, length, _ = x.shape
     fits = x.stride(3) == 1 and (batch == 1 or x.stride(0) == length * x.stride(2))
-    return x if fits else own_rows(x)
+    return x if fits else empty_rows(x).copy_(x)
 
 
 @attention.register_fake

@@ -71,6 +71,7 @@ class RayBackend:
         self._hands: list[Call] = []  # actors that have evaluated a run and wait for the next
         self._gangs: list[Gang] = []
         self._started = 0  # gangs so far
+        self._lives: list[Any] = []  # an object reference per hub that is ready once it died
         self._local = cluster.address == "local"
         self._checked = time.monotonic()
         self.lost = False
@@ -142,6 +143,7 @@ class RayBackend:
             place = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
             options = {"num_cpus": 0, "max_concurrency": CALLS_TOGETHER, "scheduling_strategy": place}
             self._hub = self.ray.remote(**options)(Hub).remote(GANGS_TOGETHER)
+            self._lives.append(self._hub.life.remote())
         self._started += 1
         return Gang(self.ray, task, self._scratch, self._report, self._hub, self._local)
 
@@ -206,12 +208,17 @@ class RayBackend:
         return events
 
     def _check_alive(self) -> None:
-        """Raise `BackendLost` once Ray's head is gone: Ray itself would end this process a minute later."""
+        """Raise `BackendLost` once Ray's head is gone: Ray itself would end this process a minute later.
+
+        And once a hub is: its gangs are, and Ray keeps their cores for this driver as long as it is there.
+        """
         if time.monotonic() - self._checked < CHECK_SECONDS:
             return
         self._checked = time.monotonic()
         node = self.ray._private.worker._global_node
         dead = [kind for kind, _ in node.dead_processes()] if self._local else []
+        if self._lives and self.ray.wait(self._lives, timeout=0)[0]:
+            dead.append("process of gang controllers")
         if dead or not answers(self.ray.get_runtime_context().gcs_address):
             self.lost = True
             if self._local:

@@ -117,7 +117,7 @@ class Gang:
             return None
 
     def kill(self, reason: str) -> None:
-        """Kill one member by force, hung or not; Ray Train then ends the others and `fit`."""
+        """Kill the members by force, hung or not; Ray Train then ends the others and `fit`."""
         self._killed_for = reason
         with contextlib.suppress(self.ray.exceptions.RayError):
             for member in self.ray.get(self.hub.members.remote(self.name), timeout=GANG_END_SECONDS).values():
@@ -163,6 +163,10 @@ class Hub:
         controller = self._controller(**parts)
         asyncio.run(controller.run())
         return controller.get_result()
+
+    async def life(self) -> None:
+        """Never returns: who waits for it learns of this process's end."""
+        await asyncio.Event().wait()
 
     async def put(self, gang: str, item: str | None) -> None:
         await self._mailboxes[gang].put(item)
@@ -219,10 +223,10 @@ def work_through_runs(config: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    get_ready()
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     hub, gang = config["hub"], config["gang"]
     ray.get(hub.join.remote(gang, rank, ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)))
+    get_ready()  # not before it can be killed
     for index in itertools.count():
         folder = ray.get(hub.get.remote(gang, index))
         if folder is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gopher.errors import SetupError
 from sweeps.backends.ray import import_ray
+from sweeps.backends.ray_gang import first_line
 
 SERVER, CLUSTER = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"  # what Ray's client asks, in this order, before its argument
 
@@ -31,7 +32,7 @@ class SubmittedJob:
         if not found.status.is_terminal():
             return None
         code = found.driver_exit_code
-        return int(code) if code is not None else 1
+        return (max(1, code) if code else 0) if code is not None else 1
 
     def output(self) -> str:
         """All that the driver has written; empty where the server doesn't tell."""
@@ -74,7 +75,7 @@ def submit(words: Sequence[str], address: str) -> SubmittedJob:
         ) from None
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise SetupError(
-            f"no Ray job server answers at {where} ({str(error).splitlines()[0]}); start the head with `ray[default]` "
+            f"no Ray job server answers at {where} ({first_line(error)}); start the head with `ray[default]` "
             f"installed and set {SERVER}=http://HEAD:8265, or launch without detach"
         ) from None
     return SubmittedJob(name=str(name), server=client.get_address(), client=client)
