@@ -126,6 +126,14 @@ IMPLEMENTATIONS: dict[str, Any] = {
 }
 
 
+def spare_from_compiler() -> None:
+    """Compiled blocks call `chunked` as it is from now on: the compiler would cut its loop where tiles share memory.
+
+    To be called before compiling; not at import, because the compiler takes a second to load.
+    """
+    IMPLEMENTATIONS["chunked"] = torch.compiler.disable(chunked)
+
+
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Batched a @ b with float32 results for bfloat16 inputs (a bfloat16 score is off by 0.4 %)."""
     if a.dtype != torch.bfloat16:

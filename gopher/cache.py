@@ -179,11 +179,11 @@ def position_scores(query_v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 def by_key(position: torch.Tensor, places: Places | None) -> torch.Tensor:
     """Scores by distance (H, B, n, seen + 1) as masked scores by key (H, B, n, seen)."""
-    n_heads, batch, count, seen = position.size(0), position.size(1), position.size(2), position.size(3) - 1
+    n_heads, count, seen = position.size(0), position.size(2), position.size(3) - 1
     if places is not None:
         column = (seen - 1 - places.distance).clamp_(0, seen - 1)
         return position.gather(3, column.expand(n_heads, -1, -1, -1)) + places.mask
-    shifted = shifted_view(position.view(n_heads * batch, -1), count, seen).view(n_heads, batch, count, seen)
+    shifted = shifted_view(position.flatten(-2), count, seen)
     return shifted + causal_mask(count, seen, position.dtype, position.device) if count > 1 else shifted
 
 

@@ -1,6 +1,7 @@
 """Relative attention by tiles of scores that stay in a core's cache: the fastest way on a CPU.
 
-The relative shift costs nothing: position scores by distance are written into a table with one pad column, inside which
+A tile is a block of queries of one (head, sequence) pair, (queries, keys), or of several short ones, (pairs, queries, keys).
+The relative shift costs nothing: position scores by distance are written into a buffer with one pad column, inside which
 the scores by key are a view, row i starting i elements earlier. dS written into that view is the gradient by distance.
 """
 
@@ -13,6 +14,9 @@ import torch
 import torch.nn.functional as F
 
 KEEP_BYTES = 256 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
+LONG = (
+    512  # tokens from which a pair has a CPU's tile for itself: calls then cost less than moving scores between buffers
+)
 CPU_TILE_SCORES, CUDA_TILE_SCORES = 1 << 18, 1 << 26  # 1 MiB stays in a core's cache; a GPU wants few launches
 QUERY_ROWS = 128  # of a tile, at most
 
@@ -29,48 +33,141 @@ def chunked(
     keep_bytes: int = KEEP_BYTES,
     tile_scores: int | None = None,
 ) -> torch.Tensor:
-    """Attended values by tiles of `rows` queries and about `tile_scores` scores; arguments as in `gopher.attention`.
+    """Attended values by tiles of `rows` queries and at most `tile_scores` scores, where a pair's block has no more.
 
-    Probabilities above `keep_bytes` are computed again in the backward pass. Inputs narrower than float32 are computed
-    in float32, because a bfloat16 score is off by 0.4 %.
+    Arguments as in `gopher.attention`. Probabilities above `keep_bytes` are computed again in the backward pass. Inputs
+    narrower than float32 are computed in float32, because a bfloat16 score is off by 0.4 %.
     """
-    most = tile_scores or usual_tile_scores(q.size(2), q.is_cuda)
+    batch, n_heads, length, _ = q.shape
+    rows = min(rows or query_rows(length), length)
+    pairs = most_pairs(n_heads, batch, (tile_scores or usual_tile_scores(length, q.is_cuda)) // (rows * length))
     wide = (x.to(torch.promote_types(q.dtype, torch.float32)) for x in (q, k, v, r, u, v_bias))
-    return Chunked.apply(*wide, scale, rows or query_rows(q.size(2)), keep_bytes, most).to(q.dtype)
+    return Chunked.apply(*wide, scale, Tiling(n_heads, batch, length, rows, pairs), keep_bytes).to(q.dtype)
+
+
+def query_rows(length: int) -> int:
+    """Rows of a block: half a block of a square is masked work, so short sequences take smaller ones (measured on CPU)."""
+    return QUERY_ROWS if length >= LONG else QUERY_ROWS // 2
+
+
+def usual_tile_scores(length: int, cuda: bool) -> int:
+    """1 where a pair has a tile for itself. More threads make the products shorter and not the calls."""
+    if cuda:
+        return CUDA_TILE_SCORES
+    return CPU_TILE_SCORES if length < LONG * torch.get_num_threads() else 1
+
+
+def most_pairs(n_heads: int, batch: int, limit: int) -> int:
+    """Pairs of a tile, one or up to `limit`: an equal share of a head's sequences, or of the heads with all sequences."""
+    shares = [n for n in range(1, min(limit, batch) + 1) if batch % n == 0]
+    shares += [n * batch for n in range(2, min(limit // batch, n_heads) + 1) if n_heads % n == 0]
+    return max(shares, default=1)
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Queries `rows` of some (head, sequence) pairs, counted head first, and the heads that those pairs belong to."""
+class Tiling:
+    """Tiles of `pairs` (head, sequence) pairs, counted head first, and `rows` queries: of each group of pairs, block by block."""
 
-    pairs: slice
-    heads: slice
-    rows: slice
+    n_heads: int
+    batch: int
+    length: int
+    rows: int
+    pairs: int
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(pairs, queries, keys that the last query sees)."""
-        return self.pairs.stop - self.pairs.start, self.rows.stop - self.rows.start, self.rows.stop
+    def blocks(self) -> list[slice]:
+        return row_blocks(self.length, self.rows)
+
+    @property
+    def heads(self) -> int:
+        return max(1, self.pairs // self.batch)
+
+    def own(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Each tile's queries, of x (H * B, T, d_head)."""
+        return self.cut(x, self.pairs, self.blocks)
+
+    def own_by_head(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The same with the pairs of a head in one, (heads, pairs of a head * queries, d_head): they share its table."""
+        return self.own(x) if self.pairs == 1 else [part.reshape(self.heads, -1, x.size(-1)) for part in self.own(x)]
+
+    def seen(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Each tile's keys, those up to its last query, of x (H * B, T, d_head)."""
+        return self.cut(x, self.pairs, [slice(block.stop) for block in self.blocks])
+
+    def near(self, table: torch.Tensor) -> list[torch.Tensor]:
+        """The distances of each tile and the pad, of a table (H, T + 1, d_head) as `descending` makes it."""
+        reached = [slice(self.length - block.stop, None) for block in self.blocks]
+        return self.cut(table, self.heads, reached, times=max(1, self.batch // self.pairs))
+
+    def cut(self, x: torch.Tensor, size: int, spans: list[slice], times: int = 1) -> list[torch.Tensor]:
+        """x[group, ..., span] of all tiles; a group has `size` of the leading elements, and `times` as many tiles as spans."""
+        grouped = x if self.pairs == 1 else x.unflatten(0, (-1, size))
+        by_span = [grouped[..., span, :].unbind(0) for span in spans]
+        return [part for group in zip(*by_span, strict=True) for _ in range(times) for part in group]
+
+    def buffers(self, like: torch.Tensor) -> list["Buffer"]:
+        """Scratch of each tile, all in the same memory: fresh memory costs more than the product that fills it."""
+        most = self.pairs * self.rows * (self.length + 1)
+        memory = like.new_zeros(most), like.new_empty(most), like.new_empty(most)
+        buffers = [Buffer.of(self, block, *memory) for block in self.blocks]
+        return buffers * (self.n_heads * self.batch // self.pairs)
 
 
-def tiles_of(n_heads: int, batch: int, length: int, rows: int, most: int) -> list[Tile]:
-    """Every query of every pair once: some sequences of one head, or whole heads where `most` scores hold them."""
-    fit = max(1, most // (min(rows, length) * length))  # pairs in a tile
-    if fit < batch:
-        starts = [(h, b) for h in range(n_heads) for b in range(0, batch, fit)]
-        groups = [(slice(h * batch + b, h * batch + min(b + fit, batch)), slice(h, h + 1)) for h, b in starts]
-    else:
-        heads = [slice(h, min(h + fit // batch, n_heads)) for h in range(0, n_heads, fit // batch)]
-        groups = [(slice(h.start * batch, h.stop * batch), h) for h in heads]
-    return [Tile(*group, block) for group in groups for block in row_blocks(length, rows)]
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """A tile's scratch; what it held before is garbage, but finite."""
+
+    by_distance: torch.Tensor  # (heads, pairs of a head * queries, keys + 1): distances keys - 1 down to 0 and one pad
+    before: torch.Tensor  # what of by_distance lies before the first query's first key: its distances beyond that key
+    by_key: torch.Tensor  # (pairs, queries, keys): a view of the rest
+    scores: torch.Tensor  # the same shape, contiguous: by_key itself for one pair, else memory of its own
+    weights: torch.Tensor
+    diagonal: torch.Tensor  # (pairs, queries, queries): the scores from the first query's own key on
+    mask: torch.Tensor  # (queries, queries): to be added there
+
+    @staticmethod
+    def of(
+        tiling: Tiling, block: slice, distances: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor
+    ) -> "Buffer":
+        count, seen = block.stop - block.start, block.stop
+        lead, heads = ((), ()) if tiling.pairs == 1 else ((tiling.pairs,), (tiling.heads,))
+        size = tiling.pairs * count * seen
+        flat = distances[: size + tiling.pairs * count].view(*lead, -1)
+        by_key = shifted_view(flat, count, seen)
+        contiguous = scores[:size].view(*lead, count, seen) if lead else by_key
+        return Buffer(
+            by_distance=flat.view(*heads, -1, seen + 1),
+            before=flat[..., : count - 1],
+            by_key=by_key,
+            scores=contiguous,
+            diagonal=contiguous[..., -count:],
+            weights=weights[:size].view(*lead, count, seen),
+            mask=causal_mask(count, count, scores.dtype, scores.device),
+        )
+
+    def probabilities(self, query_u: Any, query_v: Any, keys: Any, near: Any, out: torch.Tensor | None) -> torch.Tensor:
+        """Softmax of the tile's queries over the keys that they see."""
+        product(query_v, near.mT, out=self.by_distance)
+        if self.scores is not self.by_key:
+            self.scores.copy_(self.by_key)
+        add_product(self.scores, query_u, keys.mT)
+        self.diagonal.add_(self.mask)
+        return torch.softmax(self.scores, dim=-1, out=out)
+
+    def gradient_by_distance(self) -> torch.Tensor:
+        """by_distance from the gradient by key that is in `scores`. The pad keeps garbage: it meets a row of zeros."""
+        self.before.zero_()
+        if self.scores is not self.by_key:
+            self.by_key.copy_(self.scores)
+        return self.by_distance
 
 
 class Chunked(torch.autograd.Function):
-    """Pairs first, (H * B, T, d_head). All tiles share scratch: fresh memory costs more than the product that fills it."""
+    """Pairs first, (H * B, T, d_head); tile by tile."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float, rows: int, keep: int, most: int
+        ctx: Any, q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float, tiling: Tiling, keep: int
     ) -> torch.Tensor:
         batch, n_heads, length, width = q.shape
         scaled = q.transpose(0, 1) * scale
@@ -79,96 +176,69 @@ class Chunked(torch.autograd.Function):
             scaled + (v_bias * scale)[:, None, None],
             *(x.transpose(0, 1) for x in (k, v)),
         )
-        query_u, query_v, keys, values = (x.reshape(-1, length, width) for x in laid_out)
-        table, tiles = descending(r), tiles_of(n_heads, batch, length, rows, most)
+        # contiguous: rows that stand 3 d_model apart, as one sequence's do, fall into few sets of a cache
+        query_u, query_v, keys, values = (x.reshape(-1, length, width).contiguous() for x in laid_out)
+        table = descending(r)
         keeping = any(ctx.needs_input_grad) and n_heads * batch * length * length * q.itemsize <= keep
-        scratch, out, kept = Scratch(tiles, q), torch.empty_like(query_u), []
-        for tile in tiles:
-            weights = q.new_empty(tile.shape) if keeping else scratch.weights(tile)
-            probabilities(query_u, query_v, keys, table, tile, scratch, weights)
-            torch.bmm(weights, values[tile.pairs, : tile.rows.stop], out=out[tile.pairs, tile.rows])
-            kept += [weights] if keeping else []
+        out, kept = torch.empty_like(query_u), []
+        tiles = zip(
+            *(tiling.own(x) for x in (query_u, out)),
+            tiling.own_by_head(query_v),
+            *(tiling.seen(x) for x in (keys, values)),
+            tiling.near(table),
+            tiling.buffers(q),
+            strict=True,
+        )
+        for qu, attended, qv, seen_k, seen_v, near, buffer in tiles:
+            weights = buffer.probabilities(qu, qv, seen_k, near, out=None if keeping else buffer.weights)
+            product(weights, seen_v, out=attended)
+            if keeping:
+                kept.append(weights)
         ctx.save_for_backward(query_u, query_v, keys, values, table, *kept)
-        ctx.scale, ctx.tiles, ctx.shape = scale, tiles, (n_heads, batch, length, width)
+        ctx.scale, ctx.tiling, ctx.shape = scale, tiling, (n_heads, batch, length, width)
         return out.view(ctx.shape).transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> Any:
         query_u, query_v, keys, values, table, *kept = ctx.saved_tensors
-        length, width = query_u.shape[1:]
-        grad_out = grad_out.transpose(0, 1).reshape(-1, length, width)
+        grad_out = grad_out.transpose(0, 1).reshape(query_u.shape).contiguous()
         grad_u, grad_v = torch.empty_like(query_u), torch.empty_like(query_v)
         grad_keys, grad_values, grad_table = (torch.zeros_like(x) for x in (keys, values, table))
-        scratch = Scratch(ctx.tiles, keys)
-        for i, tile in enumerate(ctx.tiles):
-            pairs, rows, seen = tile.pairs, tile.rows, tile.rows.stop
-            weights = kept[i] if kept else scratch.weights(tile)
-            if not kept:
-                probabilities(query_u, query_v, keys, table, tile, scratch, weights)
-            grad_values[pairs, :seen].baddbmm_(weights.mT, grad_out[pairs, rows])
-            grad_scores = torch.bmm(grad_out[pairs, rows], values[pairs, :seen].mT, out=scratch.scores(tile))
+        tiling = ctx.tiling
+        tiles = zip(
+            *(tiling.own(x) for x in (query_u, grad_out, grad_u, grad_v)),
+            tiling.own_by_head(query_v),
+            *(tiling.seen(x) for x in (keys, values, grad_keys, grad_values)),
+            *(tiling.near(x) for x in (table, grad_table)),
+            tiling.buffers(keys),
+            strict=True,
+        )
+        for i, (qu, go, gu, gv, qv, k, v, gk, gw, near, gr, buffer) in enumerate(tiles):
+            weights = kept[i] if kept else buffer.probabilities(qu, qv, k, near, out=buffer.weights)
+            grad_scores = product(go, v.mT, out=buffer.scores)
             torch._softmax_backward_data(grad_scores, weights, -1, weights.dtype, grad_input=grad_scores)
-            torch.bmm(grad_scores, keys[pairs, :seen], out=grad_u[pairs, rows])
-            grad_keys[pairs, :seen].baddbmm_(grad_scores.mT, query_u[pairs, rows])
-            by_distance = scratch.by_distance(tile)
-            by_distance[:, : tile.shape[1] - 1] = by_distance[:, -1:] = 0  # what the view by key leaves out
-            shifted_view(by_distance, *tile.shape[1:]).copy_(grad_scores)
-            by_distance, near = by_head(by_distance, tile, seen + 1), table[tile.heads, length - seen :]
-            grad_v[pairs, rows] = torch.bmm(by_distance, near).view(*tile.shape[:2], width)
-            grad_table[tile.heads, length - seen :].baddbmm_(by_distance.mT, by_head(query_v[pairs, rows], tile, width))
+            add_product(gw, weights.mT, go)
+            product(grad_scores, k, out=gu)
+            add_product(gk, grad_scores.mT, qu)
+            by_distance = buffer.gradient_by_distance()
+            gv.copy_(product(by_distance, near).view_as(gv))
+            add_product(gr, by_distance.mT, qv)
         grad_u, grad_v = (x.mul_(ctx.scale).view(ctx.shape) for x in (grad_u, grad_v))
         grad_k, grad_w = (x.view(ctx.shape).transpose(0, 1) for x in (grad_keys, grad_values))
-        grad_r = grad_table[:, :length].flip(1)
+        grad_r = grad_table[:, :-1].flip(1)
         gradients = (grad_u + grad_v).transpose(0, 1), grad_k, grad_w, grad_r, grad_u.sum((1, 2)), grad_v.sum((1, 2))
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None
 
 
-class Scratch:
-    """Memory for the largest of `tiles`, in the dtype and on the device of `like`; every tile overwrites it."""
-
-    def __init__(self, tiles: list[Tile], like: torch.Tensor) -> None:
-        most = max(math.prod(tile.shape) for tile in tiles)
-        padded = max(math.prod(tile.shape) + math.prod(tile.shape[:2]) for tile in tiles)
-        self._by_distance, self._scores, self._weights = (like.new_empty(n) for n in (padded, most, most))
-
-    def by_distance(self, tile: Tile) -> torch.Tensor:
-        """(pairs, queries * (keys + 1)): rows of distances keys - 1 down to 0 and one pad."""
-        pairs, queries, keys = tile.shape
-        return self._by_distance[: pairs * queries * (keys + 1)].view(pairs, -1)
-
-    def scores(self, tile: Tile) -> torch.Tensor:
-        return self._scores[: math.prod(tile.shape)].view(tile.shape)
-
-    def weights(self, tile: Tile) -> torch.Tensor:
-        return self._weights[: math.prod(tile.shape)].view(tile.shape)
+def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.mm(a, b, out=out) if a.dim() == 2 else torch.bmm(a, b, out=out)
 
 
-def probabilities(query_u: Any, query_v: Any, keys: Any, table: Any, tile: Tile, scratch: Scratch, out: Any) -> None:
-    """Softmax of a tile's queries over the keys that they see, into `out`."""
-    length, width = query_v.shape[1:]
-    _, count, seen = tile.shape
-    by_distance = scratch.by_distance(tile)
-    near = table[tile.heads, length - seen :].mT
-    torch.bmm(by_head(query_v[tile.pairs, tile.rows], tile, width), near, out=by_head(by_distance, tile, seen + 1))
-    scores = scratch.scores(tile).copy_(shifted_view(by_distance, count, seen))
-    scores.baddbmm_(query_u[tile.pairs, tile.rows], keys[tile.pairs, :seen].mT)
-    scores[..., seen - count :] += causal_mask(count, count, scores.dtype, scores.device)
-    torch.softmax(scores, dim=-1, out=out)
-
-
-def by_head(x: torch.Tensor, tile: Tile, columns: int) -> torch.Tensor:
-    """(heads, the queries of all their pairs, columns): pairs of a head share its table."""
-    return x.reshape(tile.heads.stop - tile.heads.start, -1, columns)
-
-
-def query_rows(length: int) -> int:
-    """Rows of a block: half a block of a square is masked work, so short sequences take smaller ones (measured on CPU)."""
-    return QUERY_ROWS // 2 if length <= 1024 else QUERY_ROWS
-
-
-def usual_tile_scores(length: int, cuda: bool) -> int:
-    """Twice as many for long sequences, whose tiles would else hold a single head: calls then cost more than a larger tile."""
-    return CUDA_TILE_SCORES if cuda else CPU_TILE_SCORES * (2 if length > 1024 else 1)
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    if a.dim() == 2:
+        total.addmm_(a, b)
+    else:
+        total.baddbmm_(a, b)
 
 
 def row_blocks(length: int, rows: int) -> list[slice]:
@@ -181,8 +251,8 @@ def descending(r: torch.Tensor) -> torch.Tensor:
 
 
 def shifted_view(flat: torch.Tensor, count: int, seen: int) -> torch.Tensor:
-    """Scores by key, (n, count, seen), inside a flat position table of rows of seen + 1 distances: row i starts i earlier."""
-    return flat[:, count - 1 : count - 1 + count * seen].view(-1, count, seen)
+    """Scores by key, (..., count, seen), inside a flat position table of rows of seen + 1 distances: row i starts i earlier."""
+    return flat[..., count - 1 : count - 1 + count * seen].unflatten(-1, (count, seen))
 
 
 def causal_mask(rows: int, seen: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

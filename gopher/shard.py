@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
+from gopher.attention import spare_from_compiler
 from gopher.draws import Columns, Place
 from gopher.model import Block, Transformer, initialise
 from gopher.optim import Part, local_tensor
@@ -110,6 +111,8 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=DTYPES[precision.gradient_reduce])
     small = params_total(model.spec) < ROOT_ONLY_PARAMETERS
     free = {"auto": not small, "always": True, "never": False}[reshard]
+    if compile_blocks:
+        spare_from_compiler()
     for block in model.blocks:
         if compile_blocks:
             block.compile()
