@@ -25,7 +25,7 @@ from gopher.model import Transformer, initialise
 from gopher.score import Request, score
 from gopher.spec import ModelSpec
 
-OPTIONS, CONTEXT, OPTION_TOKENS, ITEMS, ROUNDS, GOAL = 4, 200, 8, 8, 5, 4.0
+OPTIONS, CONTEXT, OPTION_TOKENS, ITEMS, ROUNDS, GOAL = 4, 200, 8, 8, 15, 4.0
 SHAPES = {
     "1.3M": ModelSpec(n_layers=6, n_heads=4, d_head=32, d_model=128, vocab_size=2048, context=512),
     "44M": ModelSpec(n_layers=8, n_heads=16, d_head=32, d_model=512, vocab_size=32_000, context=512),

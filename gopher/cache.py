@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from gopher.attention import product, relative_attention, sinusoids
-from gopher.chunked import causal_mask, query_rows, row_blocks, shifted_view
+from gopher.chunked import QUERY_ROWS, causal_mask, shifted_view
 from gopher.errors import UsageError
 from gopher.model import Block, Transformer
 from gopher.step import HIDDEN, step, weights_of
@@ -94,9 +94,17 @@ class Places:
 
     distance: torch.Tensor  # int64, any value where the key is hidden
     mask: torch.Tensor  # added to scores: 0 for the token itself and its ancestors, else HIDDEN
+    stem: int = 0  # of the n, the first ones that in every row see all before them
 
-    def block(self, rows: slice, seen: int) -> "Places":
-        return Places(distance=self.distance[:, rows, :seen], mask=self.mask[:, rows, :seen])
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """A block of new tokens and what they see."""
+
+    rows: slice  # of the queries that are computed
+    seen: int  # columns up to its last token's own, those of a shared prefix included
+    column: torch.Tensor | None = None  # (B, n, seen) of the score in a table by distance; None: each a column later
+    mask: torch.Tensor | None = None  # (B, n, seen) or (n, seen), added to scores
 
 
 class Reader:
@@ -111,10 +119,11 @@ class Reader:
         self.layers = weights_of(model)
 
     @torch.no_grad()
-    def read(self, tokens: torch.Tensor, cache: Cache, places: Places | None = None) -> torch.Tensor:
-        """Final hidden states (B, n, d_model) of new `tokens` (B, n), which are added to the cache.
+    def read(self, tokens: torch.Tensor, cache: Cache, places: Places | None = None, skip: int = 0) -> torch.Tensor:
+        """Final hidden states (B, n - skip, d_model) of new `tokens` (B, n) but the first `skip`; the cache gets them all.
 
-        They follow the cache one after another, unless `places` puts them in trees.
+        They follow the cache one after another, unless `places` puts them in trees. Of the skipped ones the last block
+        computes keys and values only.
         """
         count = tokens.size(1)
         cache.reserve(count)
@@ -123,15 +132,20 @@ class Reader:
         if count == 1 and cache.prefix is None and places is None and x.dtype != torch.bfloat16:
             x = step(self.layers, x[:, 0], cache.store, cache.length, self.tables, cache.starts)[:, None]
             cache.length += 1
-            return self.model.norm(x)
+            return self.model.norm(x[:, skip:])
+        fresh = cache.total == 0 and cache.starts is None and places is None
+        queries = [] if fresh else query_blocks(cache, 0, count, places)
         for layer, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)
             q, k, v = block.project(x)
             cache.append(layer, k.transpose(0, 1), v.transpose(0, 1))
-            if cache.total == 0 and cache.starts is None and places is None:
+            if skip and layer == len(self.model.blocks) - 1:
+                fresh, queries = False, query_blocks(cache, skip, count, places)
+                q, x = q[:, :, skip:], x[:, skip:]
+            if fresh:
                 attended = self.first(block, layer, q, k, v, self.model.implementation(x))
             else:
-                attended = self.next(block, layer, q.transpose(0, 1), cache, places).transpose(0, 1)
+                attended = self.next(block, layer, q.transpose(0, 1), cache, queries).transpose(0, 1)
             x = block.finish(x, attended)
         cache.length += count
         return self.model.norm(x)
@@ -156,19 +170,41 @@ class Reader:
         r = self.tables[layer][:, -q.size(2) - 1 : -1].flip(1)
         return relative_attention(q, k, v, r, block.u, block.v, 1 / math.sqrt(block.d_head), attention)
 
-    def next(self, block: Block, layer: int, q: torch.Tensor, cache: Cache, places: Places | None) -> torch.Tensor:
-        """Attended values (H, B, n, d_head), by blocks of queries that see the columns up to their own last one."""
+    def next(self, block: Block, layer: int, q: Any, cache: Cache, queries: list[Queries]) -> torch.Tensor:
+        """Attended values (H, B, n, d_head) of q, block by block."""
         scale = 1 / math.sqrt(block.d_head)
-        query_u, query_v = ((q + bias[:, None, None]) * scale for bias in (block.u, block.v))
-        outputs = []
-        for rows in row_blocks(q.size(2), query_rows(q.size(2))):
-            seen = cache.total + rows.stop
-            position = position_scores(query_v[:, :, rows], self.tables[layer][:, -seen - 1 :])
-            scores = by_key(position, places and places.block(rows, seen))
-            if cache.starts is not None:
-                scores += (torch.arange(seen, device=self.device) < cache.starts[:, None, None]) * HIDDEN
-            outputs.append(mix(scores, query_u[:, :, rows], cache.spans(layer, cache.length + rows.stop)))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        query_u, query_v = (torch.add(bias[:, None, None] * scale, q, alpha=scale) for bias in (block.u, block.v))
+        outputs = [q[:, :, :0]]
+        for part in queries:
+            position = position_scores(query_v[:, :, part.rows], self.tables[layer][:, -part.seen - 1 :])
+            scores = by_key(position, part)
+            own = part.seen - cache.total + cache.length
+            outputs.append(mix(scores, query_u[:, :, part.rows], cache.spans(layer, own)))
+        return torch.cat(outputs, dim=2)
+
+
+def query_blocks(cache: Cache, skip: int, count: int, places: Places | None) -> list[Queries]:
+    """`count` new tokens behind `cache` but the first `skip`, in blocks; those of a common stem apart from its branches."""
+    stem = max(skip, min(places.stem, count)) if places else count
+    spans = [(begin, min(begin + QUERY_ROWS, stem)) for begin in range(skip, stem, QUERY_ROWS)]
+    branches = [(begin, min(begin + QUERY_ROWS, count)) for begin in range(stem, count, QUERY_ROWS)]
+    return [queries_of(cache, skip, *span, None) for span in spans] + [
+        queries_of(cache, skip, *span, places) for span in branches
+    ]
+
+
+def queries_of(cache: Cache, skip: int, begin: int, end: int, places: Places | None) -> Queries:
+    """The new tokens `begin` to `end`."""
+    seen, column = cache.total + end, None
+    dtype, device = torch.promote_types(cache.store.dtype, torch.float32), cache.store.device
+    mask = causal_mask(end - begin, seen, dtype, device) if end - begin > 1 else None
+    if places is not None:
+        column = (seen - 1 - places.distance[:, begin:end, :seen]).clamp_(0, seen - 1)
+        mask = places.mask[:, begin:end, :seen]
+    if cache.starts is not None:
+        padding = (torch.arange(seen, device=device) < cache.starts[:, None, None]).to(dtype) * HIDDEN
+        mask = padding if mask is None else mask + padding
+    return Queries(rows=slice(begin - skip, end - skip), seen=seen, column=column, mask=mask)
 
 
 def position_scores(query_v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -177,14 +213,14 @@ def position_scores(query_v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return product(query_v.reshape(n_heads, -1, width), table.transpose(1, 2)).view(n_heads, batch, count, -1)
 
 
-def by_key(position: torch.Tensor, places: Places | None) -> torch.Tensor:
+def by_key(position: torch.Tensor, part: Queries) -> torch.Tensor:
     """Scores by distance (H, B, n, seen + 1) as masked scores by key (H, B, n, seen)."""
-    n_heads, count, seen = position.size(0), position.size(2), position.size(3) - 1
-    if places is not None:
-        column = (seen - 1 - places.distance).clamp_(0, seen - 1)
-        return position.gather(3, column.expand(n_heads, -1, -1, -1)) + places.mask
-    shifted = shifted_view(position.flatten(-2), count, seen)
-    return shifted + causal_mask(count, seen, position.dtype, position.device) if count > 1 else shifted
+    count, seen = position.size(2), position.size(3) - 1
+    if part.column is not None:
+        scores = position.gather(3, part.column.expand(position.size(0), -1, -1, -1))
+    else:
+        scores = shifted_view(position.flatten(-2), count, seen)
+    return scores if part.mask is None else scores + part.mask
 
 
 def mix(scores: torch.Tensor, query_u: torch.Tensor, spans: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

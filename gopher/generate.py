@@ -89,7 +89,7 @@ def prefill(reader: Reader, prompts: Sequence[Prompt], room: int) -> tuple[Cache
     cache = Cache.empty(reader.model, len(distinct), width + room)
     cache.starts = padding_starts(torch.tensor([width + 1 - len(p) for p in distinct], device=reader.device))
     if width:
-        reader.read(padded, cache)
+        reader.read(padded, cache, skip=width)  # no prediction is wanted before the last token
     if len(distinct) < len(prompts):
         cache = cache.select(torch.tensor([distinct[tuple(p)] for p in prompts], device=reader.device))
     return cache, torch.tensor([p[-1] for p in prompts], device=reader.device)

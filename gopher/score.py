@@ -66,8 +66,9 @@ def score(
     ]
     while waiting:
         segment, prefix = waiting.pop()
-        cache, hidden = read_prefix(reader, segment, prefix)
-        tally.read(reader, [stem(segment)], hidden)
+        wanted = tally.wanted([stem(segment)])
+        cache, hidden = read_prefix(reader, segment, prefix, wanted.first)
+        tally.read(reader, wanted, hidden)
         waiting += [(s, cache) for s in score_level(reader, tally, segment.branches, cache, batch_tokens)]
     return tally.scores()
 
@@ -80,7 +81,8 @@ def score_level(
     fits = [s.is_chain or s.size <= PACKED_TOKENS for s in segments]
     for batch in batches([s for s, fit in zip(segments, fits, strict=True) if fit], batch_tokens):
         rows = [pack(segment) for segment in batch]
-        tally.read(reader, rows, read_rows(reader, rows, prefix))
+        wanted = tally.wanted(rows)
+        tally.read(reader, wanted, read_rows(reader, rows, prefix, wanted.first))
     return [s for s, fit in zip(segments, fits, strict=True) if not fit]
 
 
@@ -113,15 +115,15 @@ def text_of(index: int, request: Request, window: int) -> Text:
 # ---- forward passes
 
 
-def read_rows(reader: Reader, rows: list[Row], prefix: Cache | None) -> torch.Tensor:
-    """Hidden states (B, n, d_model) of rows padded on the right, each behind the shared prefix."""
+def read_rows(reader: Reader, rows: list[Row], prefix: Cache | None, skip: int) -> torch.Tensor:
+    """Hidden states (B, n - skip, d_model) of rows padded on the right, each behind the shared prefix."""
     width = len(rows[0].tokens)
     tokens = np.zeros((len(rows), width), np.int64)
     for i, row in enumerate(rows):
         tokens[i, : len(row.tokens)] = row.tokens
     places = None if rows[0].sees is None else places_of(rows, prefix.total if prefix else 0, reader)
     cache = Cache.empty(reader.model, len(rows), width, prefix)
-    return reader.read(torch.from_numpy(tokens), cache, places)
+    return reader.read(torch.from_numpy(tokens), cache, places, skip)
 
 
 def places_of(rows: list[Row], before: int, reader: Reader) -> Places:
@@ -137,17 +139,18 @@ def places_of(rows: list[Row], before: int, reader: Reader) -> Places:
     keys = np.concatenate([np.tile(np.arange(before), (len(rows), 1)), depth], axis=1)
     dtype = torch.promote_types(reader.model.embedding.dtype, torch.float32)
     mask = torch.from_numpy(~sees).to(reader.device, dtype) * HIDDEN
-    return Places(distance=torch.from_numpy(depth[:, :, None] - keys[:, None, :]).to(reader.device), mask=mask)
+    distance = torch.from_numpy(depth[:, :, None] - keys[:, None, :]).to(reader.device)
+    return Places(distance=distance, mask=mask, stem=min(len(row.segments[0][1].tokens) for row in rows))
 
 
-def read_prefix(reader: Reader, segment: Segment, prefix: Cache | None) -> tuple[Cache, torch.Tensor]:
-    """A cache of everything up to the end of `segment`, and the segment's hidden states (1, n, d_model)."""
+def read_prefix(reader: Reader, segment: Segment, prefix: Cache | None, skip: int) -> tuple[Cache, torch.Tensor]:
+    """A cache of everything up to the end of `segment`, and the segment's hidden states (1, n - skip, d_model)."""
     length = len(segment.tokens)
     cache = Cache.empty(reader.model, 1, length + (prefix.total if prefix else 0))
     if prefix is not None:
         cache.store[..., : prefix.length, :] = prefix.store[..., : prefix.length, :]
         cache.length = prefix.length
-    hidden = reader.read(torch.from_numpy(segment.tokens.copy())[None], cache)
+    hidden = reader.read(torch.from_numpy(segment.tokens.copy())[None], cache, skip=skip)
     return cache, hidden
 
 
@@ -157,6 +160,17 @@ def stem(segment: Segment) -> Row:
 
 
 # ---- what is read
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wanted:
+    """Targets to read from rows, one by one; no row has one before column `first`."""
+
+    row: Tokens
+    column: Tokens
+    target: Tokens
+    request: Tokens
+    first: int
 
 
 class Tally:
@@ -173,25 +187,24 @@ class Tally:
                 self.readers.append([])
             self.readers[-1].append(i)
 
-    def read(self, reader: Reader, rows: list[Row], hidden: torch.Tensor) -> None:
-        """Read all targets whose positions lie in these rows."""
-        row, column, target, request = self.wanted(rows)
-        if not len(row):
+    def read(self, reader: Reader, wanted: Wanted, hidden: torch.Tensor) -> None:
+        """Read all targets from the hidden states of their rows, which begin at column `wanted.first`."""
+        if not len(wanted.row):
             return
-        flat, inverse = np.unique(row * hidden.size(1) + column, return_inverse=True)
+        flat, inverse = np.unique(wanted.row * hidden.size(1) + wanted.column - wanted.first, return_inverse=True)
         states = hidden.flatten(0, 1)[torch.from_numpy(flat).to(hidden.device)]
         for begin in range(0, len(flat), READ_ROWS):
             here = (inverse >= begin) & (inverse < begin + READ_ROWS)
             logits = reader.logits(states[begin : begin + READ_ROWS])
             position = torch.from_numpy(inverse[here] - begin).to(logits.device)
-            token = torch.from_numpy(target[here]).to(logits.device)
+            token = torch.from_numpy(wanted.target[here]).to(logits.device)
             log_prob = logits[position, token] - logits.logsumexp(dim=-1)[position]
             greedy = logits.argmax(dim=-1)[position] == token
-            np.add.at(self.log_prob, request[here], log_prob.double().cpu().numpy())
-            np.logical_and.at(self.is_greedy, request[here], greedy.cpu().numpy())
+            np.add.at(self.log_prob, wanted.request[here], log_prob.double().cpu().numpy())
+            np.logical_and.at(self.is_greedy, wanted.request[here], greedy.cpu().numpy())
 
-    def wanted(self, rows: list[Row]) -> tuple[Tokens, Tokens, Tokens, Tokens]:
-        """(row, column, target, request) of every target to read."""
+    def wanted(self, rows: list[Row]) -> Wanted:
+        """Every target whose position lies in these rows."""
         found: list[npt.NDArray[np.int64]] = []
         for i, row in enumerate(rows):
             for column, segment in row.segments:
@@ -205,8 +218,9 @@ class Tally:
                         block[0], block[1], block[3] = i, column + positions - segment.depth, request
                         block[2] = text.targets[positions - text.first_read]
                         found.append(block)
-        row, column, target, request = np.concatenate(found, axis=1) if found else np.empty((4, 0), np.int64)
-        return row, column, target, request
+        table = np.concatenate(found, axis=1) if found else np.empty((4, 0), np.int64)
+        first = int(table[1].min()) if found else max(len(row.tokens) for row in rows)
+        return Wanted(row=table[0], column=table[1], target=table[2], request=table[3], first=first)
 
     def scores(self) -> list[Score]:
         return [

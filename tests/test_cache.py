@@ -41,6 +41,20 @@ def test_any_cut_equals_the_full_forward(cuts: list[int], room: int) -> None:
     assert cache.length == sum(cuts)
 
 
+@pytest.mark.parametrize("before", [0, 5])
+@pytest.mark.parametrize(("count", "skip"), [(9, 4), (9, 9), (1, 1), (200, 70), (200, 131)])
+def test_skipped_tokens_are_cached_all_the_same(before: int, count: int, skip: int) -> None:
+    tokens, reader, cache = text(2, before + count + 3), Reader(MODEL), Cache.empty(MODEL, 2, 8)
+    exact = full(MODEL, tokens)
+    if before:
+        reader.read(tokens[:, :before], cache)
+    asked = reader.read(tokens[:, before : before + count], cache, skip=skip)
+    assert asked.shape == (2, count - skip, SPEC.d_model)
+    if skip < count:
+        close(asked, exact[:, before + skip : before + count])
+    close(reader.read(tokens[:, before + count :], cache), exact[:, before + count :])
+
+
 def test_blocks_of_queries_behind_a_cache() -> None:
     """More new tokens than one block of queries, and more than the context: the tables are extended."""
     tokens, reader, cache = text(1, 310), Reader(MODEL), Cache.empty(MODEL, 1, 310)
