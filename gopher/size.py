@@ -72,11 +72,6 @@ def token_flops_palm(m: ModelSpec) -> float:
     return 6.0 * params_total(m) + 12.0 * m.n_layers * m.d_model * m.context
 
 
-def train_flops_palm(run: RunSpec) -> float:
-    """`token_flops_palm` of the whole run."""
-    return run.train_tokens * token_flops_palm(run.model)
-
-
 def train_flops_6n(run: RunSpec) -> float:
     """6 N D with total parameters: the form other papers print; over-counts W_R and omits attention (44M: -20 %, 280B: +6 %)."""
     return 6.0 * params_total(run.model) * run.train_tokens

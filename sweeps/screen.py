@@ -90,10 +90,11 @@ def status_line(row: RunRow) -> list[str]:
 
 
 def plan_table(name: str, rows: list[PlanRow], total_flops: float) -> Any:
-    columns = ["rung", "seed", "lr", "params", "non-emb.", "tokens", "steps", "batch", "FLOPs", "state", "run"]
+    columns = ["rung", "seed", "lr", "params", "non-emb.", "tokens", "steps", "batch", "FLOPs", "6 N D", "state", "run"]
     lines = [
         [r.rung, str(r.seed), f"{r.lr:g}", human(r.params_total), human(r.params_non_embedding)]
-        + [human(r.tokens), f"{r.steps:,}", human(r.batch_tokens), f"{r.train_flops:.2e}", r.state, r.key]
+        + [human(r.tokens), f"{r.steps:,}", human(r.batch_tokens)]
+        + [f"{r.train_flops:.2e}", f"{r.train_flops_6n:.2e}", r.state, r.key]
         for r in rows
     ]
     return table(f"{name}: {len(rows)} runs, {total_flops:.2e} training FLOPs", columns, lines)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gopher.record import FINISHED, RUNNING, RunFolder, RunState
-from gopher.size import params_non_embedding, params_total, train_flops
+from gopher.size import params_non_embedding, params_total, train_flops, train_flops_6n
 from gopher.spec import RunSpec
 from sweeps.settings import Settings
 from sweeps.study import Study
@@ -59,7 +59,7 @@ def run_row(spec: RunSpec, folder: RunFolder) -> RunRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """One line of `gopher plan`; FLOPs under `gopher.size.FLOPS_CONVENTION`."""
+    """One line of `gopher plan`; FLOPs under `gopher.size.FLOPS_CONVENTION`, and as 6 N D with all parameters."""
 
     key: str
     rung: str
@@ -71,6 +71,7 @@ class PlanRow:
     steps: int
     batch_tokens: int
     train_flops: float
+    train_flops_6n: float
     state: str
 
 
@@ -89,6 +90,7 @@ def plan_rows(study: Study, settings: Settings) -> list[PlanRow]:
                 steps=spec.steps,
                 batch_tokens=spec.batch_tokens(0),
                 train_flops=train_flops(spec),
+                train_flops_6n=train_flops_6n(spec),
                 state=row.state,
             )
         )

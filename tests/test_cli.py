@@ -69,6 +69,7 @@ def test_plan_and_status_as_json(tmp_path: Path) -> None:
         "tokens",
         "steps",
         "train_flops",
+        "train_flops_6n",
         "flops_convention",
         "state",
     }
