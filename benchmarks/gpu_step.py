@@ -11,6 +11,7 @@ sequences, for all its variants.
 
     python benchmarks/gpu_step.py                                all rungs, a table; within nine minutes and a half
     python benchmarks/gpu_step.py --rungs 44m,117m --json        the table on stderr, then rows of name, baseline, ratio, goal
+    python benchmarks/gpu_step.py --micro-batches 8              an update for eight times the sequences, as the paper's batches have it
     python benchmarks/gpu_step.py --device cpu --rungs tiny      does it run; its figures mean nothing
 """
 
@@ -37,7 +38,7 @@ from train_step import Eager, Rotary
 from gopher.attention import choose
 from gopher.model import Block, Transformer, initialise
 from gopher.optim import clip_scale, optimizer_of
-from gopher.shard import DTYPES, parts, process_group, shard
+from gopher.shard import DTYPES, parts, process_group, shard, sync_gradients
 from gopher.size import mfu, mfu_palm, peak_flops, train_bytes
 from gopher.spec import (
     BatchSpec,
@@ -58,7 +59,7 @@ ROUNDED = PrecisionSpec(parameters="bfloat16", compute="bfloat16", stochastic_ro
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A shape, and the sequences of one step; `apart` where two models do not fit on one card."""
+    """A shape, and the sequences of one micro-batch; `apart` where two models do not fit on one card."""
 
     layers: int
     heads: int
@@ -91,6 +92,16 @@ Step = Callable[[], None]
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What is measured of every rung alike."""
+
+    device: str
+    rounds: int
+    compiled: bool
+    micro_batches: int  # of a step: forward and backward so many times, then one update
+
+
 def run_of(name: str, sequences: int) -> RunSpec:
     rung = RUNGS[name]
     model = ModelSpec(
@@ -117,9 +128,9 @@ def run_of(name: str, sequences: int) -> RunSpec:
     )
 
 
-def step_of(run: RunSpec, block: type[Block], device: str, compiled: bool) -> Step:
+def step_of(run: RunSpec, block: type[Block], how: How) -> Step:
     """One optimizer step of the run's model with this kind of block, built as `gopher.shard.build` does."""
-    mesh = init_device_mesh(device, (1,))
+    mesh = init_device_mesh(how.device, (1,))
     with torch.device("meta"):
         model = Transformer(run.model)
         if block is not Block:
@@ -128,16 +139,18 @@ def step_of(run: RunSpec, block: type[Block], device: str, compiled: bool) -> St
         for b in model.blocks:  # what it has no use for
             del b.position, b.u, b.v
     model.to(DTYPES[run.precision.parameters])
-    shard(model, run.precision, mesh, compile_blocks=compiled)
-    model.to_empty(device=device)
+    shard(model, run.precision, mesh, compile_blocks=how.compiled)
+    model.to_empty(device=how.device)
     initialise(((p.name, p.local, p.place) for p in parts(model)), run.model, run.seed)
     adam = optimizer_of(parts(model), run)
     draws = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, run.model.vocab_size, (run.batch.sequences, run.model.context + 1), generator=draws)
-    inputs, targets = tokens[:, :-1].contiguous().to(device), tokens[:, 1:].contiguous().to(device)
+    inputs, targets = (x.contiguous().to(how.device) for x in (tokens[:, :-1], tokens[:, 1:]))
 
     def step() -> None:
-        (model(inputs, targets) / inputs.numel()).backward()
+        for left in reversed(range(how.micro_batches)):
+            sync_gradients(model, now=left == 0)
+            (model(inputs, targets) / (inputs.numel() * how.micro_batches)).backward()
         adam.step(1, 1e-5, clip_scale(adam.squared_norm(), 1.0))
         adam.zero_grad()
 
@@ -152,7 +165,7 @@ def seconds(step: Step, device: str) -> float:
     return time.perf_counter() - began
 
 
-def best_seconds(run: RunSpec, device: str, rounds: int, compiled: bool) -> dict[str, float]:
+def best_seconds(run: RunSpec, how: How) -> dict[str, float]:
     """Best seconds of a step of each variant; they take turns where they fit on the card together."""
     rung, best = RUNGS[run.rung], {}
     names = [name for name in VARIANTS if name != "eager" or rung.eager]
@@ -160,15 +173,15 @@ def best_seconds(run: RunSpec, device: str, rounds: int, compiled: bool) -> dict
         steps = {}
         for name in group:
             began = time.perf_counter()
-            steps[name] = step_of(run, VARIANTS[name], device, compiled)
+            steps[name] = step_of(run, VARIANTS[name], how)
             for _ in range(WARM_STEPS):
-                last = seconds(steps[name], device)
+                last = seconds(steps[name], how.device)
             say(f"{run.rung}: {name} ready after {time.perf_counter() - began:.0f} s, {last:.4f} s a step")
-        for _ in range(rounds):
+        for _ in range(how.rounds):
             for name, step in steps.items():
-                best[name] = min(best.get(name, float("inf")), seconds(step, device))
+                best[name] = min(best.get(name, float("inf")), seconds(step, how.device))
         del steps, step
-        free(device)
+        free(how.device)
     return best
 
 
@@ -179,13 +192,13 @@ def free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def measure(name: str, device: str, rounds: int, compiled: bool) -> list[Row]:
+def measure(name: str, how: How) -> list[Row]:
     """The rung's rows; with half the sequences, and half again, while memory does not suffice."""
     sequences, best = RUNGS[name].sequences, None
     while best is None:
         run = run_of(name, sequences)
         try:
-            best = best_seconds(run, device, rounds, compiled)
+            best = best_seconds(run, how)
         except torch.OutOfMemoryError as failure:
             if sequences == 1:
                 state = train_bytes(run, ranks=1).total / 2**30
@@ -194,14 +207,18 @@ def measure(name: str, device: str, rounds: int, compiled: bool) -> list[Row]:
             say(f"{name}: {sequences} sequences do not fit; {one_line(failure)}")
             sequences //= 2
         if best is None:  # outside of the handler, which keeps the failed step's tensors alive
-            free(device)
-    return rows_of(run, best, device)
+            free(how.device)
+    return rows_of(run, best, how)
 
 
-def rows_of(run: RunSpec, best: dict[str, float], device: str) -> list[Row]:
-    tokens = run.batch.sequences * run.model.context
+def rows_of(run: RunSpec, best: dict[str, float], how: How) -> list[Row]:
+    device, tokens = how.device, how.micro_batches * run.batch.sequences * run.model.context
     rate = {name: tokens / s for name, s in best.items()}
-    facts = {"seconds": best["ours"], "tokens_per_s": rate["ours"], "sequences": run.batch.sequences}
+    facts = {
+        "seconds": best["ours"],
+        "tokens_per_s": rate["ours"],
+        "sequences": how.micro_batches * run.batch.sequences,
+    }
     goals = (("rotary", ROTARY_GOAL), ("eager", EAGER_GOAL))
     rows = [
         row(f"{run.rung} against {n}", f"{rate[n]:,.0f} tok/s", rate["ours"] / rate[n], goal.get(run.rung), facts)
@@ -235,14 +252,14 @@ def one_line(failure: BaseException) -> str:
 # ---- rung by rung
 
 
-def here(names: list[str], device: str, rounds: int, compiled: bool) -> list[Row]:
+def here(names: list[str], how: How) -> list[Row]:
     """The rows of all rungs, measured in this process."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = 32
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of running uncompiled in silence
-    with process_group(device):
-        return [r for name in names for r in measure(name, device, rounds, compiled)]
+    with process_group(how.device):
+        return [r for name in names for r in measure(name, how)]
 
 
 def apart(name: str, words: argparse.Namespace, limit_s: float) -> list[Row]:
@@ -251,10 +268,9 @@ def apart(name: str, words: argparse.Namespace, limit_s: float) -> list[Row]:
         return not_measured(name, f"no time left of {words.limit_s:g} s")
     compiled = "--compile" if words.compile else "--no-compile"
     command = [sys.executable, __file__, "--here", "--json", "--rungs", name, "--device", words.device, compiled]
+    counts = ["--rounds", str(words.rounds), "--micro-batches", str(words.micro_batches)]
     try:
-        done = subprocess.run(
-            [*command, "--rounds", str(words.rounds)], stdout=subprocess.PIPE, text=True, timeout=limit_s
-        )
+        done = subprocess.run([*command, *counts], stdout=subprocess.PIPE, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
         return not_measured(name, f"no time left of {words.limit_s:g} s")
     if done.returncode != 0:
@@ -298,6 +314,7 @@ def main() -> None:
     parser.add_argument("--rungs", default="44m,117m,417m,1.4b,7.1b", help=f"some of {', '.join(RUNGS)}")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--micro-batches", type=int, default=1, help="forward and backward passes of a step")
     parser.add_argument("--limit-s", type=float, default=LIMIT_SECONDS, help="seconds for all rungs together")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="blocks; default: on CUDA")
     parser.add_argument("--here", action="store_true", help="all rungs in this process, in which a crash ends them all")
@@ -310,7 +327,8 @@ def main() -> None:
         parser.error("torch sees no CUDA device here; run it on one, or with --device cpu")
     words.compile = words.device == "cuda" if words.compile is None else words.compile
     if words.here:
-        rows = here(names, words.device, words.rounds, words.compile)
+        how = How(device=words.device, rounds=words.rounds, compiled=words.compile, micro_batches=words.micro_batches)
+        rows = here(names, how)
         say("\n".join(map(line, rows)), sys.stderr if words.json else sys.stdout)
     else:
         rows, began, table = [], time.monotonic(), sys.stderr if words.json else sys.stdout

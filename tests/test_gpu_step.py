@@ -46,8 +46,9 @@ def test_every_precision_compiled_in_one_process() -> None:
 
 @pytest.mark.parametrize("rung", ["tiny-mixed", "tiny-rounded"])
 def test_mixed_and_rounded_variants_run(rung: str) -> None:
-    rows, _ = measured("--device", "cpu", "--here", "--rungs", rung)
-    assert rows[f"{rung} against rotary"]["ratio"] > 0
+    rows, _ = measured("--device", "cpu", "--here", "--rungs", rung, "--micro-batches", "3")
+    found = rows[f"{rung} against rotary"]
+    assert found["ratio"] > 0 and found["sequences"] == 3 * 2
 
 
 @pytest.mark.gpu
