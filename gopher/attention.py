@@ -127,9 +127,10 @@ IMPLEMENTATIONS: dict[str, Any] = {
 
 
 def spare_from_compiler() -> None:
-    """Compiled blocks call `chunked` as it is from now on: the compiler would cut its loop where tiles share memory.
+    """Compiled blocks call `chunked` as it is from now on: the compiler fails on tiles that share memory.
 
-    To be called before compiling; not at import, because the compiler takes a second to load.
+    For the whole process, before compiling; not at import, because the compiler takes more than a second to load. A
+    block whose activations are recomputed is then not compiled at all.
     """
     IMPLEMENTATIONS["chunked"] = torch.compiler.disable(chunked)
 

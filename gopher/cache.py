@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from gopher.attention import product, relative_attention, sinusoids
-from gopher.chunked import QUERY_ROWS, causal_mask, shifted_view
+from gopher.chunked import CPU_TILE_SCORES, QUERY_ROWS, causal_mask, row_blocks, shifted_view
 from gopher.errors import UsageError
 from gopher.model import Block, Transformer
 from gopher.step import HIDDEN, step, weights_of
@@ -103,8 +103,9 @@ class Queries:
 
     rows: slice  # of the queries that are computed
     seen: int  # columns up to its last token's own, those of a shared prefix included
-    column: torch.Tensor | None = None  # (B, n, seen) of the score in a table by distance; None: each a column later
-    mask: torch.Tensor | None = None  # (B, n, seen) or (n, seen), added to scores
+    column: torch.Tensor | None  # (B, n, seen), of the score in a table by distance; None: as they follow one another
+    mask: torch.Tensor | None  # (n, seen) or (B, n, seen), added to scores
+    padding: torch.Tensor | None  # (B, 1, seen), likewise
 
 
 class Reader:
@@ -122,8 +123,8 @@ class Reader:
     def read(self, tokens: torch.Tensor, cache: Cache, places: Places | None = None, skip: int = 0) -> torch.Tensor:
         """Final hidden states (B, n - skip, d_model) of new `tokens` (B, n) but the first `skip`; the cache gets them all.
 
-        They follow the cache one after another, unless `places` puts them in trees. Of the skipped ones the last block
-        computes keys and values only.
+        They follow the cache one after another, unless `places` puts them in trees. For the skipped ones the last block
+        attends to nothing and has no MLP.
         """
         count = tokens.size(1)
         cache.reserve(count)
@@ -135,20 +136,21 @@ class Reader:
             return self.model.norm(x[:, skip:])
         fresh = cache.total == 0 and cache.starts is None and places is None
         queries = [] if fresh else query_blocks(cache, 0, count, places)
+        early = 0 if fresh and 2 * skip < count else skip  # attention of all first tokens is faster than that of most
         for layer, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)
             q, k, v = block.project(x)
             cache.append(layer, k.transpose(0, 1), v.transpose(0, 1))
-            if skip and layer == len(self.model.blocks) - 1:
-                fresh, queries = False, query_blocks(cache, skip, count, places)
-                q, x = q[:, :, skip:], x[:, skip:]
+            if early and layer == len(self.model.blocks) - 1:
+                fresh, queries = False, query_blocks(cache, early, count, places)
+                q, x = q[:, :, early:], x[:, early:]
             if fresh:
                 attended = self.first(block, layer, q, k, v, self.model.implementation(x))
             else:
                 attended = self.next(block, layer, q.transpose(0, 1), cache, queries).transpose(0, 1)
             x = block.finish(x, attended)
         cache.length += count
-        return self.model.norm(x)
+        return self.model.norm(x[:, skip - early :])
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -174,37 +176,36 @@ class Reader:
         """Attended values (H, B, n, d_head) of q, block by block."""
         scale = 1 / math.sqrt(block.d_head)
         query_u, query_v = (torch.add(bias[:, None, None] * scale, q, alpha=scale) for bias in (block.u, block.v))
-        outputs = [q[:, :, :0]]
+        outputs = []
         for part in queries:
             position = position_scores(query_v[:, :, part.rows], self.tables[layer][:, -part.seen - 1 :])
             scores = by_key(position, part)
             own = part.seen - cache.total + cache.length
             outputs.append(mix(scores, query_u[:, :, part.rows], cache.spans(layer, own)))
-        return torch.cat(outputs, dim=2)
+        return torch.cat(outputs, dim=2) if outputs else q
 
 
 def query_blocks(cache: Cache, skip: int, count: int, places: Places | None) -> list[Queries]:
     """`count` new tokens behind `cache` but the first `skip`, in blocks; those of a common stem apart from its branches."""
+    _, _, n_heads, batch, _, _ = cache.store.shape
+    few = n_heads * batch * QUERY_ROWS * (cache.total + count) <= CPU_TILE_SCORES
+    rows = QUERY_ROWS if few else QUERY_ROWS // 2
     stem = max(skip, min(places.stem, count)) if places else count
-    spans = [(begin, min(begin + QUERY_ROWS, stem)) for begin in range(skip, stem, QUERY_ROWS)]
-    branches = [(begin, min(begin + QUERY_ROWS, count)) for begin in range(stem, count, QUERY_ROWS)]
-    return [queries_of(cache, skip, *span, None) for span in spans] + [
-        queries_of(cache, skip, *span, places) for span in branches
-    ]
+    blocks = [queries_of(cache, skip, block, None) for block in row_blocks(skip, stem, rows)]
+    return blocks + [queries_of(cache, skip, block, places) for block in row_blocks(stem, count, rows)]
 
 
-def queries_of(cache: Cache, skip: int, begin: int, end: int, places: Places | None) -> Queries:
-    """The new tokens `begin` to `end`."""
-    seen, column = cache.total + end, None
+def queries_of(cache: Cache, skip: int, block: slice, places: Places | None) -> Queries:
+    begin, end, seen = block.start, block.stop, cache.total + block.stop
     dtype, device = torch.promote_types(cache.store.dtype, torch.float32), cache.store.device
+    column = padding = None
     mask = causal_mask(end - begin, seen, dtype, device) if end - begin > 1 else None
     if places is not None:
-        column = (seen - 1 - places.distance[:, begin:end, :seen]).clamp_(0, seen - 1)
-        mask = places.mask[:, begin:end, :seen]
+        column = (seen - 1 - places.distance[:, block, :seen]).clamp_(0, seen - 1)
+        mask = places.mask[:, block, :seen]
     if cache.starts is not None:
         padding = (torch.arange(seen, device=device) < cache.starts[:, None, None]).to(dtype) * HIDDEN
-        mask = padding if mask is None else mask + padding
-    return Queries(rows=slice(begin - skip, end - skip), seen=seen, column=column, mask=mask)
+    return Queries(rows=slice(begin - skip, end - skip), seen=seen, column=column, mask=mask, padding=padding)
 
 
 def position_scores(query_v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -220,7 +221,8 @@ def by_key(position: torch.Tensor, part: Queries) -> torch.Tensor:
         scores = position.gather(3, part.column.expand(position.size(0), -1, -1, -1))
     else:
         scores = shifted_view(position.flatten(-2), count, seen)
-    return scores if part.mask is None else scores + part.mask
+    scores = scores if part.mask is None else scores + part.mask
+    return scores if part.padding is None else scores + part.padding
 
 
 def mix(scores: torch.Tensor, query_u: torch.Tensor, spans: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

@@ -14,11 +14,9 @@ import torch
 import torch.nn.functional as F
 
 KEEP_BYTES = 256 << 20  # keep the probabilities of one layer for the backward pass up to this size, else recompute
-LONG = (
-    512  # tokens from which a pair has a CPU's tile for itself: calls then cost less than moving scores between buffers
-)
+LONG = 512  # tokens from which blocks are whole, and a pair has a tile for itself (times the threads)
 CPU_TILE_SCORES, CUDA_TILE_SCORES = 1 << 18, 1 << 26  # 1 MiB stays in a core's cache; a GPU wants few launches
-QUERY_ROWS = 128  # of a tile, at most
+QUERY_ROWS = 128  # of a block, at most
 
 
 def chunked(
@@ -40,9 +38,15 @@ def chunked(
     """
     batch, n_heads, length, _ = q.shape
     rows = min(rows or query_rows(length), length)
-    pairs = most_pairs(n_heads, batch, (tile_scores or usual_tile_scores(length, q.is_cuda)) // (rows * length))
+    limit = (tile_scores or usual_tile_scores(length, q.is_cuda)) // (rows * length)
+    pairs = most_pairs(n_heads, batch, limit)
+    if 2 * pairs <= limit < batch:  # no good divisor, as of a prime number: the rest apart
+        shares = [slice(batch - batch % limit), slice(batch - batch % limit, batch)]
+        parts = [(q[s], k[s], v[s], r, u, v_bias, scale, rows, keep_bytes, tile_scores) for s in shares]
+        return torch.cat([chunked(*part) for part in parts])
     wide = (x.to(torch.promote_types(q.dtype, torch.float32)) for x in (q, k, v, r, u, v_bias))
-    return Chunked.apply(*wide, scale, Tiling(n_heads, batch, length, rows, pairs), keep_bytes).to(q.dtype)
+    keep = keep_bytes if torch.is_grad_enabled() else 0
+    return Chunked.apply(*wide, scale, Tiling(n_heads, batch, length, rows, pairs), keep).to(q.dtype)
 
 
 def query_rows(length: int) -> int:
@@ -76,7 +80,7 @@ class Tiling:
 
     @property
     def blocks(self) -> list[slice]:
-        return row_blocks(self.length, self.rows)
+        return row_blocks(0, self.length, self.rows)
 
     @property
     def heads(self) -> int:
@@ -108,17 +112,18 @@ class Tiling:
     def buffers(self, like: torch.Tensor) -> list["Buffer"]:
         """Scratch of each tile, all in the same memory: fresh memory costs more than the product that fills it."""
         most = self.pairs * self.rows * (self.length + 1)
-        memory = like.new_zeros(most), like.new_empty(most), like.new_empty(most)
-        buffers = [Buffer.of(self, block, *memory) for block in self.blocks]
+        distances, scores, weights = (like.new_empty(most) for _ in range(3))
+        buffers = [Buffer.of(self, block, distances, scores, weights) for block in self.blocks]
         return buffers * (self.n_heads * self.batch // self.pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """A tile's scratch; what it held before is garbage, but finite."""
+    """A tile's scratch, in which other tiles' numbers stand until it is written."""
 
     by_distance: torch.Tensor  # (heads, pairs of a head * queries, keys + 1): distances keys - 1 down to 0 and one pad
-    before: torch.Tensor  # what of by_distance lies before the first query's first key: its distances beyond that key
+    before: torch.Tensor  # what of by_distance by_key leaves out: the first query's distances beyond its first key
+    after: torch.Tensor  # and the last query's pad
     by_key: torch.Tensor  # (pairs, queries, keys): a view of the rest
     scores: torch.Tensor  # the same shape, contiguous: by_key itself for one pair, else memory of its own
     weights: torch.Tensor
@@ -138,6 +143,7 @@ class Buffer:
         return Buffer(
             by_distance=flat.view(*heads, -1, seen + 1),
             before=flat[..., : count - 1],
+            after=flat[..., -1:],
             by_key=by_key,
             scores=contiguous,
             diagonal=contiguous[..., -count:],
@@ -155,8 +161,9 @@ class Buffer:
         return torch.softmax(self.scores, dim=-1, out=out)
 
     def gradient_by_distance(self) -> torch.Tensor:
-        """by_distance from the gradient by key that is in `scores`. The pad keeps garbage: it meets a row of zeros."""
+        """by_distance from the gradient by key that is in `scores`."""
         self.before.zero_()
+        self.after.zero_()
         if self.scores is not self.by_key:
             self.by_key.copy_(self.scores)
         return self.by_distance
@@ -241,8 +248,8 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         total.baddbmm_(a, b)
 
 
-def row_blocks(length: int, rows: int) -> list[slice]:
-    return [slice(begin, min(begin + rows, length)) for begin in range(0, length, rows)]
+def row_blocks(first: int, end: int, rows: int) -> list[slice]:
+    return [slice(begin, min(begin + rows, end)) for begin in range(first, end, rows)]
 
 
 def descending(r: torch.Tensor) -> torch.Tensor:

@@ -67,6 +67,31 @@ def test_tiles_of_one_pair_some_sequences_or_several_heads(tile_scores: int, kee
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
+def test_a_batch_without_divisors() -> None:
+    """Seven sequences where four fit into a tile: four and three."""
+    given = inputs((7, 2, 20, 4))
+    ours = out_and_gradients("chunked", given, rows=16, tile_scores=4 * 20 * 16)
+    for a, b in zip(ours, out_and_gradients("reference", given), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("tile_scores", [1, 1 << 20])
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 30])
+def test_a_bad_number_stays_in_its_sequence_and_head(tile_scores: int, keep_bytes: int) -> None:
+    """Tiles share scratch, and zero times nan would carry a nan from one to the next."""
+    given = [x.detach() for x in inputs((2, 3, 40, 4))]
+    given[1][0, 0, 20] = math.nan  # a key
+    results = out_and_gradients(
+        "chunked", [x.requires_grad_() for x in given], rows=16, tile_scores=tile_scores, keep_bytes=keep_bytes
+    )
+    for found in results[:4]:  # attended values and the gradients of q, k, v
+        bad = found.isfinite().logical_not().flatten(2).any(-1)
+        assert not bad[1].any() and not bad[0, 1:].any()
+    assert not results[0][0, 0].isfinite().all()
+    for found in results[4:]:
+        assert found[1:].isfinite().all()
+
+
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 12, 1000])
 @pytest.mark.parametrize(("n_heads", "batch"), [(5, 3), (4, 6), (1, 7), (8, 1)])
 def test_tiles_hold_every_query_of_every_pair_once(n_heads: int, batch: int, limit: int) -> None:

@@ -26,5 +26,5 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         print(json.dumps({"sweep": study.name, "runs": runs, "totals": totals}, indent=2))
     else:
         console().print(plan_table(study.name, rows, totals["train_flops"]))
-        console().print(f"FLOPs: {FLOPS_CONVENTION}; 6 N D with all parameters, as other papers count", style="dim")
+        console().print(f"FLOPs: {FLOPS_CONVENTION}; 6 N D: N all parameters", style="dim")
     return 0
