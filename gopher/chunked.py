@@ -153,10 +153,10 @@ class Buffer:
 
     def probabilities(self, query_u: Any, query_v: Any, keys: Any, near: Any, out: torch.Tensor | None) -> torch.Tensor:
         """Softmax of the tile's queries over the keys that they see."""
-        product(query_v, near.mT, out=self.by_distance)
+        multiply(query_v, near.mT, out=self.by_distance)
         if self.scores is not self.by_key:
             self.scores.copy_(self.by_key)
-        add_product(self.scores, query_u, keys.mT)
+        accumulate(self.scores, query_u, keys.mT)
         self.diagonal.add_(self.mask)
         return torch.softmax(self.scores, dim=-1, out=out)
 
@@ -198,7 +198,7 @@ class Chunked(torch.autograd.Function):
         )
         for qu, attended, qv, seen_k, seen_v, near, buffer in tiles:
             weights = buffer.probabilities(qu, qv, seen_k, near, out=None if keeping else buffer.weights)
-            product(weights, seen_v, out=attended)
+            multiply(weights, seen_v, out=attended)
             if keeping:
                 kept.append(weights)
         ctx.save_for_backward(query_u, query_v, keys, values, table, *kept)
@@ -222,14 +222,14 @@ class Chunked(torch.autograd.Function):
         )
         for i, (qu, go, gu, gv, qv, k, v, gk, gw, near, gr, buffer) in enumerate(tiles):
             weights = kept[i] if kept else buffer.probabilities(qu, qv, k, near, out=buffer.weights)
-            grad_scores = product(go, v.mT, out=buffer.scores)
+            grad_scores = multiply(go, v.mT, out=buffer.scores)
             torch._softmax_backward_data(grad_scores, weights, -1, weights.dtype, grad_input=grad_scores)
-            add_product(gw, weights.mT, go)
-            product(grad_scores, k, out=gu)
-            add_product(gk, grad_scores.mT, qu)
+            accumulate(gw, weights.mT, go)
+            multiply(grad_scores, k, out=gu)
+            accumulate(gk, grad_scores.mT, qu)
             by_distance = buffer.gradient_by_distance()
-            gv.copy_(product(by_distance, near).view_as(gv))
-            add_product(gr, by_distance.mT, qv)
+            gv.copy_(multiply(by_distance, near).view_as(gv))
+            accumulate(gr, by_distance.mT, qv)
         grad_u, grad_v = (x.mul_(ctx.scale).view(ctx.shape) for x in (grad_u, grad_v))
         grad_k, grad_w = (x.view(ctx.shape).transpose(0, 1) for x in (grad_keys, grad_values))
         grad_r = grad_table[:, :-1].flip(1)
@@ -237,11 +237,13 @@ class Chunked(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """a @ b of tiles of one pair or of several."""
     return torch.mm(a, b, out=out) if a.dim() == 2 else torch.bmm(a, b, out=out)
 
 
-def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+def accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a @ b, likewise."""
     if a.dim() == 2:
         total.addmm_(a, b)
     else:
