@@ -202,7 +202,8 @@ class SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         grad_x = torch.empty_like(x)
-        grad_embedding = torch.zeros(embedding.shape[::-1], dtype=torch.float32, device=x.device)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grad_embedding = torch.zeros(embedding.shape[::-1], dtype=wide, device=x.device)
         nats = []
         size = LOSS_TOKENS.get(x.device.type, LOSS_TOKENS["cuda"])
         for part, wanted, grad_part in zip(*(t.split(size) for t in (x, targets, grad_x)), strict=True):
@@ -212,7 +213,11 @@ class SummedLoss(torch.autograd.Function):
             grad, counted = grad.to(x.dtype), (wanted >= 0).to(x.dtype)[:, None]
             torch.mm(grad, embedding, out=grad_part)
             grad_part *= counted  # a row of x, not of the logits
-            grad_embedding += torch.mm((part * counted).t(), grad)  # transposed: the faster order of this product
+            columns = (part * counted).t()  # the gradient transposed: the faster order of this product
+            if x.dtype == wide:
+                grad_embedding.addmm_(columns, grad)
+            else:
+                grad_embedding += torch.mm(columns, grad)
         ctx.save_for_backward(grad_x, grad_embedding)
         return torch.stack(nats).sum()
 
