@@ -13,8 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from show import show
 
 from gopher.record import RunState
 from gopher.spec import to_json
@@ -77,20 +76,11 @@ def row(name: str, measured: float, limit: float) -> dict[str, object]:
     return {"name": name, "measured": measured, "baseline": limit, "ratio": ratio, "goal": "< 1", "met": ratio < 1}
 
 
-def main() -> int:
+def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         rows = [*composing(root), standing(root)]
-    if "--json" in sys.argv:
-        print(json.dumps({"rows": rows, "versions": versions()}))
-        return 0
-    table = Table(title="before anything trains")
-    for name in rows[0]:
-        table.add_column(name)
-    for values in rows:
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values.values()))
-    Console().print(table)
-    return 0
+    show(rows, "before anything trains", versions())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,7 +10,6 @@ one question share a forward pass, as the harness's collator arranges it. Same m
 
 import json
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_run import bench_run
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import Collator
-from rich.console import Console
-from rich.table import Table
+from show import show
 
 from gopher import corpus
 from gopher.cache import Reader
@@ -32,17 +31,7 @@ from gopher.evals.store import Store, score_missing
 from gopher.identity import content_hash
 from gopher.inference import Rung
 from gopher.model import Transformer, initialise
-from gopher.spec import (
-    BatchSpec,
-    DataSpec,
-    EvalSpec,
-    ModelSpec,
-    OptimSpec,
-    PrecisionSpec,
-    RunSpec,
-    SubsetSpec,
-    TokenizerSpec,
-)
+from gopher.spec import DataSpec, ModelSpec, SubsetSpec, TokenizerSpec
 from gopher.tokenizer import Tokenizer, train_tokenizer
 from sweeps.provenance import versions
 
@@ -93,21 +82,8 @@ def rung_of(tokenizer: Tokenizer, seed: int) -> Rung:
     model = Transformer(MODEL)
     with torch.no_grad():
         initialise(((name, p.data.view(-1), 0) for name, p in model.named_parameters()), MODEL, seed)
-    spec = RunSpec(
-        rung="bench",
-        seed=seed,
-        model=MODEL,
-        data=SPEECHES,
-        tokenizer=TokenizerSpec(vocab_size=VOCABULARY),
-        optim=OptimSpec(lr=0.01, warmup_steps=1),
-        batch=BatchSpec(sequences=1),
-        precision=PrecisionSpec(),
-        evaluation=EvalSpec(),
-        tokens=10 * MODEL.context,
-        tokenizer_key="bench",
-        data_key="bench",
-    )
     reader = Reader(model.requires_grad_(False))
+    spec = bench_run(MODEL, seed=seed, data=SPEECHES)
     return Rung(spec=spec, step=0, sha256=content_hash(seed), reader=reader, tokenizer=tokenizer)
 
 
@@ -233,23 +209,14 @@ def row(name: str, baseline: str, ratio: float, goal: float | None) -> dict[str,
     return {"name": name, "baseline": baseline, "ratio": ratio, "goal": goal and f">= {goal:g}", "met": met}
 
 
-def main() -> int:
+def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
-    if "--json" in sys.argv:
-        print(json.dumps({"rows": rows, "versions": versions()}))
-        return 0
-    table = Table(title="evaluation throughput, times faster than the harness's plain way")
-    for name in rows[0]:
-        table.add_column(name)
-    for values in rows:
-        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values.values()))
-    Console().print(table)
-    return 0
+    show(rows, "evaluation throughput, times faster than the harness's plain way", versions())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs beside the package, i
 
 import numpy as np
 import torch
+from bench_run import bench_run
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from train_step import Eager, Rotary
@@ -40,17 +41,7 @@ from gopher.model import Block, Transformer, initialise
 from gopher.optim import clip_scale, optimizer_of
 from gopher.shard import DTYPES, parts, process_group, shard, sync_gradients
 from gopher.size import mfu, mfu_palm, peak_flops, train_bytes
-from gopher.spec import (
-    BatchSpec,
-    DataSpec,
-    EvalSpec,
-    ModelSpec,
-    OptimSpec,
-    PrecisionSpec,
-    RunSpec,
-    SubsetSpec,
-    TokenizerSpec,
-)
+from gopher.spec import BatchSpec, ModelSpec, PrecisionSpec, RunSpec
 
 FULL = PrecisionSpec()
 MIXED = PrecisionSpec(compute="bfloat16")
@@ -112,20 +103,8 @@ def run_of(name: str, sequences: int) -> RunSpec:
         vocab_size=rung.vocabulary,
         context=rung.context,
     )
-    return RunSpec(
-        rung=name,
-        seed=0,
-        model=model,
-        data=DataSpec(kind="local", path="-", subsets=(SubsetSpec(name="x", weight=1.0, origin="x"),)),
-        tokenizer=TokenizerSpec(vocab_size=model.vocab_size),
-        optim=OptimSpec(lr=1e-4, warmup_steps=1),
-        batch=BatchSpec(sequences=sequences),
-        precision=rung.precision,
-        evaluation=EvalSpec(),
-        tokens=1000 * sequences * model.context,
-        tokenizer_key="x",
-        data_key="x",
-    )
+    batch, tokens = BatchSpec(sequences=sequences), 1000 * sequences * model.context
+    return bench_run(model, rung=name, batch=batch, precision=rung.precision, tokens=tokens)
 
 
 def step_of(run: RunSpec, block: type[Block], how: How) -> Step:

@@ -9,14 +9,12 @@ Training seconds are what each run's own clock counted inside training, evaluati
     python benchmarks/overhead.py --json
 """
 
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from show import show
 
 from gopher.record import RunFolder
 from sweeps.backends.ray import usable_cpus
@@ -58,19 +56,10 @@ def measure(overrides: list[str]) -> dict[str, object]:
     return row | {"overhead_seconds": wall - limit, "met": wall <= 1.1 * limit + 20}
 
 
-def main() -> int:
+def main() -> None:
     overrides = [w for w in sys.argv[1:] if w != "--json"] or ["sweep=demo"]
-    row = measure(overrides)
-    if "--json" in sys.argv:
-        print(json.dumps({"rows": [row], "versions": versions()}))
-        return 0
-    table = Table(title=f"orchestration overhead of {' '.join(overrides)}")
-    for name in row:
-        table.add_column(name)
-    table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console().print(table)
-    return 0
+    show([measure(overrides)], f"orchestration overhead of {' '.join(overrides)}", versions())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

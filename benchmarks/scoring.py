@@ -6,7 +6,6 @@ The baseline scores every (context, option) alone and computes the logits of all
     python benchmarks/scoring.py --json     rows of name, baseline, ratio, goal
 """
 
-import json
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from show import show
 
 from gopher.cache import Reader
 from gopher.model import Transformer, initialise
@@ -77,23 +77,11 @@ def measure(name: str, spec: ModelSpec, items: int) -> dict[str, Any]:
     return {"name": what, "baseline": baseline, "ratio": ratio, "goal": f">= {GOAL:g}", "met": ratio >= GOAL}
 
 
-def main() -> int:
+def main() -> None:
     torch.set_num_threads(1)
     rows = [measure(name, spec, items) for name, spec in SHAPES.items() for items in (1, ITEMS)]
-    if "--json" in sys.argv:
-        print(json.dumps({"rows": rows, "versions": {"torch": torch.__version__}}))
-        return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="scoring, one thread")
-    for name in rows[0]:
-        table.add_column(name)
-    for values in rows:
-        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values.values()))
-    Console().print(table)
-    return 0
+    show(rows, "scoring, one thread", {"torch": torch.__version__})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

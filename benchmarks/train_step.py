@@ -10,7 +10,6 @@ counts, ratios are tokens per second of ours over theirs in the same run. Peers 
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -24,22 +23,14 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 import torch
 import torch.nn.functional as F
+from bench_run import bench_run
+from show import show
 from torch import nn
 
 from gopher.chunked import causal_mask
 from gopher.model import Block, Transformer, initialise, summed_loss
 from gopher.optim import Adam, Part
-from gopher.spec import (
-    BatchSpec,
-    DataSpec,
-    EvalSpec,
-    ModelSpec,
-    OptimSpec,
-    PrecisionSpec,
-    RunSpec,
-    SubsetSpec,
-    TokenizerSpec,
-)
+from gopher.spec import ModelSpec
 
 TOKENS = 2048  # per step, in sequences of the length that is measured
 LAYERS, HEADS, D_HEAD, VOCABULARY = 6, 8, 32, 8192
@@ -106,21 +97,8 @@ def transformer(spec: ModelSpec, block: type[Block] = Block) -> Transformer:
 
 def ours(spec: ModelSpec) -> Step:
     model = transformer(spec)
-    run = RunSpec(
-        rung="bench",
-        seed=0,
-        model=spec,
-        data=DataSpec(kind="local", path="-", subsets=(SubsetSpec(name="x", weight=1.0, origin="x"),)),
-        tokenizer=TokenizerSpec(vocab_size=spec.vocab_size),
-        optim=OptimSpec(lr=1e-3, warmup_steps=1),
-        batch=BatchSpec(sequences=1),
-        precision=PrecisionSpec(),
-        evaluation=EvalSpec(),
-        tokens=100 * spec.context,
-        tokenizer_key="x",
-        data_key="x",
-    )
-    adam = Adam([Part(name=n, parameter=p, local=p.detach(), place=0) for n, p in model.named_parameters()], run)
+    parts = [Part(name=n, parameter=p, local=p.detach(), place=0) for n, p in model.named_parameters()]
+    adam = Adam(parts, bench_run(spec))
     inputs, targets = batch(spec)
 
     def step() -> None:
@@ -287,18 +265,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     words = parser.parse_args()
     rows = measure([int(n) for n in words.lengths.split(",")], words.rounds)
-    if words.json:
-        print(json.dumps({"rows": rows, "versions": {"torch": torch.__version__}}))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"training steps of {TOKENS} tokens, {LAYERS} layers, d_model {HEADS * D_HEAD}, one thread")
-    for name in rows[0]:
-        table.add_column(name)
-    for values in rows:
-        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values.values()))
-    Console().print(table)
+    title = f"training steps of {TOKENS} tokens, {LAYERS} layers, d_model {HEADS * D_HEAD}, one thread"
+    show(rows, title, {"torch": torch.__version__})
 
 
 if __name__ == "__main__":
