@@ -6,10 +6,8 @@ SHA-256 sums. Any number of ranks reads what any other number wrote.
 """
 
 import hashlib
-import io
 import json
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
@@ -21,9 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
@@ -33,7 +29,8 @@ from gopher.optim import Adam, Part
 from gopher.parent import find_parent
 from gopher.record import MARKER, RunFolder, once_named, write_atomic
 from gopher.shard import DTYPES, like
-from gopher.spec import Placement, named_steps
+from gopher.shard_files import load_into
+from gopher.spec import Placement, RunSpec, named_steps
 from gopher.stability import SPIKE_MARGIN_STEPS
 
 FORMAT = 1
@@ -74,7 +71,8 @@ class Saver:
         self.finish()
         writer = begin(self.folder, step)
         if self._thread is None:
-            self._complete(step, notes, write(self._adam, writer))
+            own = outcome(lambda: save_shards(tensors(self._adam), storage_writer=writer), Path(writer.path))
+            self._complete(step, notes, own)
             return
         copied: Future[Any]
         try:
@@ -84,7 +82,7 @@ class Saver:
         except (CheckpointException, OSError, RuntimeError) as failure:
             copied = Future()
             copied.set_exception(failure)
-        self._writing = step, notes, self._thread.submit(written_in_background, copied, Path(writer.path))
+        self._writing = step, notes, self._thread.submit(outcome, copied.result, Path(writer.path))
 
     @property
     def written(self) -> bool:
@@ -98,7 +96,29 @@ class Saver:
             self._complete(step, notes, future.result())
 
     def _complete(self, step: int, notes: dict[str, Any], own: "Written") -> None:
-        complete(self.folder, step, own, self._run_key, self._keep, self.named, notes, self._before)
+        """Publish what all ranks wrote and drop old checkpoints.
+
+        The newest `keep` stay, the named ones, and the newest that a loss spike after it may go back to.
+        """
+        folder, first = self.folder, dist.get_rank() == 0
+        gathered = gather(own)
+        errors = [w.error for w in gathered if w.error]
+        if not errors:
+            merged = {name: mark for w in gathered for name, mark in w.files.items()}
+            marker = {"format": FORMAT, "run": self._run_key, "step": step, "files": merged, "notes": notes}
+            marker |= {"named": step in self.named}
+            errors = [e for e in gather(publish(folder, step, marker, self._before) if first else None) if e]
+        if errors:
+            if first:
+                remove_parts(folder)
+            raise NotWritten(
+                f"the checkpoint of step {step} could not be written to {folder} ({errors[0]}); older checkpoints are kept, "
+                "free some space there and start the run again"
+            )
+        if first:
+            passing = [int(path.name) for path in steps_in(folder) if int(path.name) not in self.named]
+            for old in set(passing[: -self._keep]) - {step, behind_spikes(passing)}:
+                shutil.rmtree(folder / f"{old:010d}", ignore_errors=True)
 
     def close(self) -> None:
         """Let go of thread and group; a gang that trains run after run would run out of them."""
@@ -106,11 +126,6 @@ class Saver:
             self._thread.shutdown(wait=False)
             if self._writing is None:
                 dist.destroy_process_group(self._group)
-
-
-def save(folder: Path, step: int, adam: Adam, run_key: str, keep: int) -> Path:
-    """Write one checkpoint now, on all ranks, and drop old ones as `complete` does; its folder."""
-    return complete(folder, step, write(adam, begin(folder, step)), run_key, keep, frozenset(), {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,60 +141,16 @@ def begin(folder: Path, step: int) -> FileSystemWriter:
     if dist.get_rank() == 0:
         remove_parts(folder)
     dist.barrier()
-    return FileSystemWriter(folder / f".{step:010d}.part", single_file_per_rank=True, sync_files=True)
+    return FileSystemWriter(part_of(folder, step), single_file_per_rank=True, sync_files=True)
 
 
-def write(adam: Adam, writer: FileSystemWriter) -> Written:
+def outcome(write: Callable[[], Any], part: Path) -> Written:
+    """What of this rank is in `part` once `write` has returned, which writes or waits for what is being written."""
     try:
-        save_shards(tensors(adam), storage_writer=writer)
-        return Written(files={path.name: fingerprint(path) for path in own_files(Path(writer.path))})
-    except (CheckpointException, OSError, RuntimeError) as failure:
-        return Written(files={}, error=reason(failure))
-
-
-def written_in_background(copied: Future[Any], part: Path) -> Written:
-    try:
-        copied.result()
+        write()
         return Written(files={path.name: fingerprint(path) for path in own_files(part)})
     except (CheckpointException, OSError, RuntimeError) as failure:
         return Written(files={}, error=reason(failure))
-
-
-def complete(
-    folder: Path,
-    step: int,
-    own: Written,
-    run_key: str,
-    keep: int,
-    named: frozenset[int],
-    notes: dict[str, Any],
-    before: Callable[[], None] = lambda: None,
-) -> Path:
-    """Publish what all ranks wrote and drop old checkpoints.
-
-    The newest `keep` stay, the named ones, and the newest that a loss spike after it may go back to.
-    """
-    final, part = folder / f"{step:010d}", folder / f".{step:010d}.part"
-    first = dist.get_rank() == 0
-    gathered = gather(own)
-    errors = [w.error for w in gathered if w.error]
-    if not errors:
-        merged = {name: mark for w in gathered for name, mark in w.files.items()}
-        marker = {"format": FORMAT, "run": run_key, "step": step, "files": merged, "notes": notes}
-        marker |= {"named": step in named}
-        errors = [e for e in gather(publish(part, final, marker, before) if first else None) if e]
-    if errors:
-        if first:
-            remove_parts(folder)
-        raise NotWritten(
-            f"the checkpoint of step {step} could not be written to {folder} ({errors[0]}); older checkpoints are kept, "
-            "free some space there and start the run again"
-        )
-    if first:
-        passing = [int(path.name) for path in steps_in(folder) if int(path.name) not in named]
-        for old in set(passing[:-keep]) - {step, behind_spikes(passing)}:
-            shutil.rmtree(folder / f"{old:010d}", ignore_errors=True)
-    return final
 
 
 def behind_spikes(steps: list[int]) -> int | None:
@@ -200,8 +171,9 @@ def drop_after(folder: Path, step: int) -> None:
     dist.barrier()
 
 
-def publish(part: Path, final: Path, marker: dict[str, Any], before: Callable[[], None]) -> str | None:
+def publish(folder: Path, step: int, marker: dict[str, Any], before: Callable[[], None]) -> str | None:
     """Mark and rename a written checkpoint; None, or why it failed."""
+    final, part = folder / f"{step:010d}", part_of(folder, step)
     try:
         before()
         write_atomic(part / MARKER, json.dumps(marker, indent=1, sort_keys=True) + "\n")
@@ -224,9 +196,7 @@ def restore(folder: Path, adam: Adam, run_key: str, latest: int | None = None, t
         raise GopherError(
             f"{path} belongs to run {marker['run']}, not to {run_key}; move it away or use another output folder"
         )
-    reader = SafeReader(path)
-    reader.read_metadata()  # here, because torch's loader would bury a refusal under a fallback
-    load_shards(tensors(adam), storage_reader=reader)
+    load_into(tensors(adam), path)
     return int(marker["step"])
 
 
@@ -242,9 +212,7 @@ def adopt(path: Path, parts: Iterable[Part], parent: str) -> None:
         raise GopherError(
             f"{path} is not the checkpoint {parent} that the run was planned with; restore it, or launch with the parent there is"
         )
-    reader = SafeReader(path)
-    reader.read_metadata()
-    load_shards({f"model/{part.name}": like(part.parameter, part.local) for part in parts}, storage_reader=reader)
+    load_into({f"model/{part.name}": like(part.parameter, part.local) for part in parts}, path)
 
 
 def tensors(adam: Adam) -> dict[str, Any]:
@@ -268,20 +236,21 @@ def load_for_inference(
     `dtype` defaults to that of the run's parameters.
     """
     folder = RunFolder(run_folder)
-    run = folder.spec()
-    path = chosen(folder.checkpoints, step)
+    return model_of(chosen(folder.checkpoints, step), folder.spec(), device, dtype)
+
+
+def model_of(path: Path, run: RunSpec, device: str = "cpu", dtype: torch.dtype | None = None) -> Transformer:
+    """The same of the checkpoint at `path`, which is known to be intact."""
     owner = read_marker(path)["run"]
     if owner != run.key:
         raise GopherError(f"{path} belongs to run {owner}, not to {run.key}; copy whole run folders, not parts of them")
     with torch.device("meta"):
         model = Transformer(run.model)
     model.to(DTYPES[run.precision.parameters]).to_empty(device="cpu")
-    reader = SafeReader(path)
-    reader.read_metadata()
     state: dict[str, Any] = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said even when asked for
-        load_shards(state, storage_reader=reader, no_dist=True)
+        load_into(state, path, no_dist=True)
     return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
@@ -364,6 +333,11 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
+def part_of(folder: Path, step: int) -> Path:
+    """A checkpoint while it is being written."""
+    return folder / f".{step:010d}.part"
+
+
 def remove_parts(folder: Path) -> None:
     for part in folder.glob(".*.part"):
         shutil.rmtree(part, ignore_errors=True)
@@ -391,46 +365,3 @@ def reason(failure: BaseException) -> str:
     if isinstance(failure, CheckpointException) and failure.failures:
         failure = next(iter(failure.failures.values()))[0]
     return f"{type(failure).__name__}: {failure}".splitlines()[0]
-
-
-# ---- reading without running code
-
-
-class SafeReader(FileSystemReader):
-    """torch reads a checkpoint's index by pickle, which can run anything; this reader admits only the index's types."""
-
-    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
-        metadata: Metadata = IndexUnpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
-        if metadata.storage_meta is None:
-            raise GopherError(f"{self.path} has no storage index; it was not written by this program")
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class IndexUnpickler(pickle.Unpickler):
-    """Unpickles the plain containers of torch's checkpoint index and refuses every other name."""
-
-    ALLOWED = {
-        "pathlib": {"PosixPath", "WindowsPath"},
-        "pathlib._local": {"PosixPath", "WindowsPath"},  # Python 3.13
-        "torch": {"Size", *DTYPES},
-        "torch.serialization": {"_get_layout"},
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch.distributed.checkpoint.metadata": {
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        },
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in self.ALLOWED.get(module, ()):
-            raise GopherError(
-                f"the checkpoint index names {module}.{name}, which no checkpoint of this program has; do not use this file"
-            )
-        return super().find_class(module, name)

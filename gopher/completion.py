@@ -2,19 +2,28 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gopher.errors import UsageError
 from gopher.generate import generate
 from gopher.inference import Rung
 from gopher.sampling import Sampling
+from gopher.speculative import speculate
 from gopher.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     text: str  # up to the stop string, which is not part of it
-    stopped: bool  # by a stop string or the end of a document, not by the number of tokens
     cut_tokens: int  # of the prompt's beginning, which did not fit in the context
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draft:
+    """A smaller rung that proposes tokens; what is said keeps the model's own distribution, see `gopher.speculative`."""
+
+    rung: Rung
+    ahead: int = 4  # tokens proposed at a time
 
 
 def complete(
@@ -26,10 +35,12 @@ def complete(
     sampling: Sampling = Sampling(temperature=0),  # noqa: B008  # frozen
     batch_rows: int = 64,
     streams: Sequence[int] | None = None,
+    draft: Draft | None = None,
 ) -> list[Completion]:
     """The continuation of each prompt; an empty one is the end of the document before. Prompts that are too long lose their beginning, as in lm-evaluation-harness.
 
-    `streams` as in `generate`. Raises `UsageError` when `max_new_tokens` leaves no room for a prompt.
+    `streams` as in `generate`; with a `draft` the prompts' own numbers count. Raises `UsageError` when `max_new_tokens`
+    leaves no room for a prompt, and for a draft with other tokens.
     """
     if not 1 <= max_new_tokens < rung.context:
         raise UsageError(
@@ -40,19 +51,27 @@ def complete(
     stops = [stop.encode() for stop in until]
     room = rung.context - max_new_tokens
     whole = [tokens.tolist() or [rung.tokenizer.eos] for tokens in rung.tokenizer.encode(list(prompts))]
-    new = generate(
-        rung.reader,
-        [tokens[-room:] for tokens in whole],
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        is_done=ends(rung.tokenizer, stops),
-        batch_rows=batch_rows,
-        streams=streams,
-    )
+    tails = [tokens[-room:] for tokens in whole]
+    is_done = ends(rung.tokenizer, stops)
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "is_done": is_done}
+    how["batch_rows"] = batch_rows
+    if draft is None:
+        new = generate(rung.reader, tails, streams=streams, **how)
+    else:
+        check_same_tokens(rung, draft.rung)
+        new = speculate(rung.reader, draft.rung.reader, tails, ahead=draft.ahead, **how).tokens
     return [
         finished(rung.tokenizer, tokens, stops, max(0, len(prompt) - room))
         for tokens, prompt in zip(new, whole, strict=True)
     ]
+
+
+def check_same_tokens(rung: Rung, draft: Rung) -> None:
+    ours, theirs = rung.spec.tokenizer_key, draft.spec.tokenizer_key
+    if ours != theirs:
+        raise UsageError(
+            f"the draft was trained with tokenizer {theirs} and the model with {ours}; use a draft of the same sweep"
+        )
 
 
 def ends(tokenizer: Tokenizer, stops: Sequence[bytes]) -> Callable[[list[int]], bool]:
@@ -72,5 +91,4 @@ def finished(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[bytes]
     raw = tokenizer.to_bytes(tokens)
     found = [at for at in (raw.find(stop) for stop in stops) if at >= 0]
     text = raw[: min(found)] if found else raw
-    stopped = bool(found) or tokens[-1] == tokenizer.eos
-    return Completion(text=text.decode(errors="replace"), stopped=stopped, cut_tokens=cut_tokens)
+    return Completion(text=text.decode(errors="replace"), cut_tokens=cut_tokens)

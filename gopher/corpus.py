@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from gopher.errors import SetupError, UsageError, did_you_mean
+from gopher.errors import SetupError, UsageError, did_you_mean, first_line
 from gopher.identity import content_hash
 from gopher.record import write_atomic
 from gopher.spec import DataSpec, SubsetSpec, require
@@ -285,7 +285,7 @@ def read_parquet(path: Path, field: str) -> Iterator[str]:
         for batch in file.iter_batches(columns=[field], batch_size=256):
             yield from (str(text) for text in batch.column(0).to_pylist() if text is not None)
     except pa.ArrowException as error:
-        raise UsageError(f"{path} is not a whole parquet file ({str(error).splitlines()[0]}); write it again") from None
+        raise UsageError(f"{path} is not a whole parquet file ({first_line(error)}); write it again") from None
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
@@ -321,9 +321,8 @@ def hub_rows(subset: SubsetSpec) -> Iterator[dict[str, Any]]:
     try:
         return iter(datasets.load_dataset(subset.origin, subset.config or None, **options))
     except Exception as error:
-        sentence = str(error).strip().split("\n")[0]
         raise SetupError(
-            f"hub dataset '{subset.origin}' of subset '{subset.name}' could not be opened ({sentence}); check the id, the revision and the network"
+            f"hub dataset '{subset.origin}' of subset '{subset.name}' could not be opened ({first_line(error)}); check the id, the revision and the network"
         ) from None
 
 

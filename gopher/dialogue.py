@@ -6,7 +6,7 @@ answer badly, and this shows it plainly: nothing is filtered and nothing is tune
 
 from dataclasses import dataclass, field, replace
 
-from gopher.completion import Completion, complete
+from gopher.completion import Completion, Draft, complete
 from gopher.inference import Rung
 from gopher.sampling import Sampling
 
@@ -69,11 +69,20 @@ class Reply:
     cut_tokens: int  # of the prompt's beginning, when even the last question was too long
 
 
-def reply(rung: Rung, dialogue: Dialogue, question: str, sampling: Sampling, max_new_tokens: int) -> Reply:
+def reply(
+    rung: Rung,
+    dialogue: Dialogue,
+    question: str,
+    sampling: Sampling,
+    max_new_tokens: int,
+    draft: Draft | None = None,
+) -> Reply:
     """The model's answer to `question`; it ends where the model would let anybody else speak."""
     asked = dialogue.said(USER, question.strip())
     prompt = asked.prompt(rung, rung.context - max_new_tokens)
     stops = (f"\n{USER}:", f"\n{MODEL}:", "\n\n")
-    made: Completion = complete(rung, [prompt.text], max_new_tokens=max_new_tokens, until=stops, sampling=sampling)[0]
+    made: Completion = complete(
+        rung, [prompt.text], max_new_tokens=max_new_tokens, until=stops, sampling=sampling, draft=draft
+    )[0]
     text = made.text.strip()
     return Reply(text=text, dialogue=asked.said(MODEL, text), prompt=prompt, cut_tokens=made.cut_tokens)

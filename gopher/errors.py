@@ -19,6 +19,11 @@ class SetupError(GopherError):
     exit_code = 3
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or the error's type."""
+    return next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
+
+
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
     """`; did you mean 'x'?` for the closest of `known`, or an empty string when nothing is close."""
     import difflib

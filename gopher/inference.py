@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from gopher.cache import Reader
-from gopher.checkpoint import chosen, load_for_inference, read_marker
+from gopher.checkpoint import chosen, model_of, read_marker
 from gopher.errors import UsageError
 from gopher.parent import weights_hash
 from gopher.record import RunFolder
@@ -41,7 +39,6 @@ def open_rung(
     step: int | None = None,
     tokenizer: Path | str | None = None,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
 ) -> Rung:
     """The checkpoint at `path`: a run folder (its newest step, or `step`) or one of its checkpoint folders.
 
@@ -55,7 +52,7 @@ def open_rung(
         spec=spec,
         step=int(marker["step"]),
         sha256=weights_hash(spec, marker),
-        reader=Reader(load_for_inference(run_folder, step=int(marker["step"]), device=device, dtype=dtype)),
+        reader=Reader(model_of(found, spec, device)),
         tokenizer=tokenizer_of(run_folder, spec, tokenizer),
     )
 

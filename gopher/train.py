@@ -19,7 +19,7 @@ import torch.distributed as dist
 from gopher import checkpoint
 from gopher.data import TokenStore, check_epochs
 from gopher.drill import Drill
-from gopher.errors import GopherError, UsageError
+from gopher.errors import GopherError, UsageError, first_line
 from gopher.journal import Journal
 from gopher.model import Transformer, initialise
 from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
@@ -384,7 +384,5 @@ def utilised(run: RunSpec, placement: Placement, world: int, speed: dict[str, fl
 
 
 def one_line(failure: BaseException) -> str:
-    text = str(failure).strip().splitlines()
-    return (
-        text[0] if isinstance(failure, GopherError) and text else f"{type(failure).__name__}: {text[0] if text else ''}"
-    )
+    said = first_line(failure)
+    return said if isinstance(failure, GopherError) else f"{type(failure).__name__}: {said}"

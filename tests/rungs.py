@@ -3,23 +3,17 @@
 import dataclasses
 from pathlib import Path
 
-from studies import demo_spec, write_text
+from studies import demo_spec, tiny_shards
 
-from gopher import corpus
-from gopher.data import prepare
 from gopher.record import RunFolder
-from gopher.spec import DataSpec, Placement, TokenizerSpec
+from gopher.spec import Placement, TokenizerSpec
 from gopher.train import train
 
 
 def trained_run(root: Path, *, seed: int = 0, preset: str = "lossless") -> Path:
     """The run folder of 20 steps of the tiny model under `root`; a second call with another seed shares its text."""
-    text = root / "text"
-    if not text.exists():
-        write_text(text, documents=30)
-    data = DataSpec(kind="local", path=str(text), subsets=corpus.discover(text))
+    data, shards = tiny_shards(root, preset)
     tokenizer = TokenizerSpec(vocab_size=512, preset=preset)
-    shards = prepare(data, tokenizer, root)
     keys = {"tokenizer_key": next((root / "tokenizers").iterdir()).name, "data_key": shards.name}
     spec = dataclasses.replace(demo_spec(seed=seed), data=data, tokenizer=tokenizer, **keys)
     folder = RunFolder(root / "runs" / spec.key)

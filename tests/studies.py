@@ -1,13 +1,22 @@
-"""Small specs and studies shared by the tests."""
+"""Small specs, texts, runs and disks shared by the tests."""
 
+import contextlib
+import itertools
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from gopher.record import ASKED
 from gopher.spec import (
     BatchSpec,
     DataSpec,
     EvalSpec,
     ModelSpec,
     OptimSpec,
+    Placement,
     PrecisionSpec,
     RunSpec,
     SubsetSpec,
@@ -49,6 +58,44 @@ def write_text(folder: Path, documents: int = 40) -> Path:
         for i in range(documents):
             (folder / name / f"{i:03d}.txt").write_text(change(text[i * size : (i + 1) * size]), "utf-8")
     return folder
+
+
+def tiny_shards(root: Path, preset: str = "lossless") -> tuple[DataSpec, Path]:
+    """Two local subsets below `root`, and the folder of their token shards with 512 pieces."""
+    from gopher import corpus
+    from gopher.data import prepare
+
+    text = root / "text"
+    if not text.exists():
+        write_text(text, documents=30)
+    data = DataSpec(kind="local", path=str(text), subsets=corpus.discover(text))
+    return data, prepare(data, TokenizerSpec(vocab_size=512, preset=preset), root)
+
+
+def stop_at(step: int, cause: str = ASKED) -> Callable[[], str | None]:
+    """A `should_stop` that says so in the step that begins after `step` others."""
+    calls = itertools.count()
+    return lambda: cause if next(calls) == step else None
+
+
+def save(folder: Path, step: int, adam: Any, run_key: str, keep: int = 2) -> Path:
+    """A checkpoint in `folder`, written by all ranks."""
+    from gopher.checkpoint import Saver
+
+    placement = Placement(data_dir="-", keep_checkpoints=keep)
+    Saver(folder, adam, run_key, placement, steps=step).save(step, {})
+    return folder / f"{step:010d}"
+
+
+@contextlib.contextmanager
+def disk_of(size: str, at: Path) -> Iterator[Path]:
+    """A file system of `size`, as mount writes it."""
+    at.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("a small tmpfs cannot be mounted without root")
+    yield at
+    subprocess.run(["umount", str(at)], check=True)
 
 
 TINY = [

@@ -16,9 +16,9 @@ import torch
 from distributed import on_ranks
 from hypothesis import given
 from hypothesis import strategies as st
-from studies import demo_spec
+from studies import demo_spec, save
 
-from gopher.checkpoint import MARKER, behind_spikes, load_for_inference, newest_complete, restore, save, steps_in
+from gopher.checkpoint import MARKER, behind_spikes, load_for_inference, newest_complete, restore, steps_in
 from gopher.errors import GopherError, UsageError
 from gopher.optim import Adam
 from gopher.record import RunFolder
@@ -50,7 +50,7 @@ def whole(adam: Adam) -> list[torch.Tensor]:
 def test_round_trip_into_another_state(tmp_path: Path) -> None:
     with process_group("cpu"):
         written, other = state(seed=0), state(seed=1)
-        save(tmp_path, 20, written, RUN.key, keep=2)
+        save(tmp_path, 20, written, RUN.key)
         assert restore(tmp_path, other, RUN.key) == 20
         assert all(torch.equal(a, b) for a, b in zip(whole(written), whole(other), strict=True))
 
@@ -62,7 +62,7 @@ def test_a_whole_model_for_inference(tmp_path: Path) -> None:
         load_for_inference(tmp_path)
     with process_group("cpu"):
         adam = state()
-        save(folder.checkpoints, 7, adam, RUN.key, keep=2)
+        save(folder.checkpoints, 7, adam, RUN.key)
         parameters = whole(adam)[::3]
     model = load_for_inference(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parameters, strict=True))
@@ -71,7 +71,7 @@ def test_a_whole_model_for_inference(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no checkpoint of step 8; it has steps \[7\]"):
         load_for_inference(tmp_path, step=8)
     with process_group("cpu"):
-        save(folder.checkpoints, 9, state(), "another run", keep=2)
+        save(folder.checkpoints, 9, state(), "another run")
     with pytest.raises(GopherError, match="belongs to run another run"):
         load_for_inference(tmp_path)
 
@@ -105,7 +105,7 @@ def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
         adam = state()
         (tmp_path / ".0000000003.part").mkdir()
         for step in (5, 10, 15):
-            save(tmp_path, step, adam, RUN.key, keep=2)
+            save(tmp_path, step, adam, RUN.key)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0000000010", "0000000015"]
 
 
@@ -113,8 +113,8 @@ def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over(harm: str, tmp_path: Path) -> None:
     with process_group("cpu"):
         written, other = state(seed=0), state(seed=1)
-        save(tmp_path, 5, written, RUN.key, keep=2)
-        newest = save(tmp_path, 10, written, RUN.key, keep=2)
+        save(tmp_path, 5, written, RUN.key)
+        newest = save(tmp_path, 10, written, RUN.key)
         shard = newest / "__0_0.distcp"
         if harm == "truncate":
             os.truncate(shard, shard.stat().st_size - 100)
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_passed_over(harm: str, tmp_path: Path) -> None:
 def test_an_unfinished_write_is_no_checkpoint(tmp_path: Path) -> None:
     """A folder without its marker, under its part name or its final one, is never taken."""
     with process_group("cpu"):
-        made = save(tmp_path, 5, state(), RUN.key, keep=2)
+        made = save(tmp_path, 5, state(), RUN.key)
         shutil.copytree(made, tmp_path / ".0000000009.part")
         shutil.copytree(made, tmp_path / "0000000008")
         (tmp_path / "0000000008" / MARKER).unlink()
@@ -148,7 +148,7 @@ def test_an_unfinished_write_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path: Path) -> None:
     with process_group("cpu"):
         adam = state()
-        made = save(tmp_path, 5, adam, RUN.key, keep=2)
+        made = save(tmp_path, 5, adam, RUN.key)
         part = tmp_path / ".0000000010.part"
 
         class FullDisk(Adam):
@@ -167,14 +167,14 @@ def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path: Path) -> None:
 
         full = FullDisk(adam.parts, RUN)
         with pytest.raises(GopherError, match="step 10 could not be written .*No space left.* free some space"):
-            save(tmp_path, 10, full, RUN.key, keep=2)
+            save(tmp_path, 10, full, RUN.key)
         assert not part.exists() and newest_complete(tmp_path) == made
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     with process_group("cpu"):
         adam = state()
-        save(tmp_path, 5, adam, "another_run", keep=2)
+        save(tmp_path, 5, adam, "another_run")
         with pytest.raises(GopherError, match=f"belongs to run another_run, not to {RUN.key}"):
             restore(tmp_path, adam, RUN.key)
 
@@ -188,7 +188,7 @@ def test_reading_runs_no_code(tmp_path: Path) -> None:
 
     with process_group("cpu"):
         adam = state()
-        made = save(tmp_path, 5, adam, RUN.key, keep=2)
+        made = save(tmp_path, 5, adam, RUN.key)
         (made / ".metadata").write_bytes(pickle.dumps(Trap()))
         forge_marker(made)
         with pytest.raises(GopherError, match=r"names posix\.mkdir"):
@@ -205,7 +205,7 @@ def forge_marker(folder: Path) -> None:
 
 
 def write(rank: int, folder: str) -> None:
-    save(Path(folder), 7, state(seed=0), RUN.key, keep=2)
+    save(Path(folder), 7, state(seed=0), RUN.key)
 
 
 def read(rank: int, folder: str) -> None:

@@ -2,13 +2,12 @@
 
 import json
 import multiprocessing
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from studies import write_text
+from studies import disk_of, write_text
 
 from gopher import corpus
 from gopher.data import (
@@ -182,13 +181,8 @@ def test_two_preparations_at_once_leave_one_good_folder(text: Path, tmp_path: Pa
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("a small tmpfs cannot be mounted without root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with disk_of("256k", tmp_path / "disk") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(text: Path, small_disk: Path) -> None:

@@ -8,24 +8,19 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from distributed import on_ranks
-from studies import TINY, demo_spec, write_text
+from studies import TINY, demo_spec, tiny_shards, write_text
 
-from gopher import corpus
-from gopher.data import prepare
 from gopher.errors import GopherError, UsageError
 from gopher.parent import find_parent
 from gopher.record import RunFolder
-from gopher.spec import DataSpec, ModelSpec, Placement, RunSpec, TokenizerSpec
+from gopher.spec import DataSpec, ModelSpec, Placement, RunSpec
 from gopher.train import train
 from sweeps.study import study_of
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Path]:
-    root = tmp_path_factory.mktemp("parent")
-    text = write_text(root / "text", documents=30)
-    data = DataSpec(kind="local", path=str(text), subsets=corpus.discover(text))
-    return data, prepare(data, TokenizerSpec(vocab_size=512), root)
+    return tiny_shards(tmp_path_factory.mktemp("parent"))
 
 
 def run_in(path: Path, shards: tuple[DataSpec, Path], parent: Path | None = None, **changes: object) -> RunFolder:

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import on_ranks
-from studies import demo_spec, write_text
-from torch.distributed.checkpoint.state_dict_loader import load
+from studies import demo_spec, save, stop_at, tiny_shards
 
-from gopher import checkpoint, corpus, shard
-from gopher.data import prepare
+from gopher import shard
 from gopher.errors import UsageError
 from gopher.model import Transformer
 from gopher.optim import Adam
-from gopher.record import ASKED, FINISHED, STOPPED, RunFolder
-from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec, TokenizerSpec
+from gopher.record import FINISHED, STOPPED, RunFolder
+from gopher.shard_files import load_into
+from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec
 from gopher.train import train
 
 NARROW = PrecisionSpec(parameters="bfloat16", compute="bfloat16", stochastic_rounding=True)
@@ -25,10 +24,7 @@ NARROW = PrecisionSpec(parameters="bfloat16", compute="bfloat16", stochastic_rou
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Path]:
-    root = tmp_path_factory.mktemp("shard")
-    text = write_text(root / "text", documents=30)
-    data = DataSpec(kind="local", path=str(text), subsets=corpus.discover(text))
-    return data, prepare(data, TokenizerSpec(vocab_size=512), root)
+    return tiny_shards(tmp_path_factory.mktemp("shard"))
 
 
 def spec_of(data: DataSpec, **changes: object) -> RunSpec:
@@ -54,10 +50,8 @@ def folder_of(path: Path, shards: tuple[DataSpec, Path], world: int, together: i
 
 
 def train_to(rank: int, path: Path, world: int, stop_after: int | None) -> None:
-    calls = iter(range(1000))
-    state = train(
-        RunFolder(path), rank=rank, world=world, should_stop=lambda: ASKED if next(calls) == stop_after else None
-    )
+    should_stop = None if stop_after is None else stop_at(stop_after)
+    state = train(RunFolder(path), rank=rank, world=world, should_stop=should_stop)
     assert state.state == (FINISHED if stop_after is None else STOPPED)
 
 
@@ -122,11 +116,11 @@ def save_first_steps(rank: int, path: Path, spec: RunSpec, together: int, world:
     placement = Placement(data_dir="-", workers=world, tensor_parallel=together)
     with shard.mesh_of(placement) as mesh:
         adam = Adam(shard.parts(shard.build(spec, placement, mesh)), spec)
-        checkpoint.save(path, 0, adam, spec.key, keep=2)
+        save(path, 0, adam, spec.key, keep=2)
         for part in adam.parts:
             part.parameter.grad = part.parameter.detach().sign()
         adam.step(1, 1e-2, 1.0)
-        checkpoint.save(path, 1, adam, spec.key, keep=2)
+        save(path, 1, adam, spec.key, keep=2)
 
 
 @pytest.mark.parametrize("precision", [pytest.param(PrecisionSpec(), marks=SLOW), NARROW], ids=["float32", "rounded"])
@@ -145,7 +139,7 @@ def whole(folder: Path, spec: RunSpec, step: int) -> dict[str, torch.Tensor]:
     state = {n: torch.zeros_like(x, dtype=shard.DTYPES[spec.precision.parameters]) for n, x in state.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said even when asked for
-        load(state, storage_reader=checkpoint.SafeReader(folder / f"{step:010d}"), no_dist=True)
+        load_into(state, folder / f"{step:010d}", no_dist=True)
     return state
 
 

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import pytest
 from distributed import on_ranks
-from studies import demo_spec, write_text
+from studies import demo_spec, disk_of, stop_at, tiny_shards
 
-from gopher import corpus
-from gopher.data import prepare
 from gopher.errors import GopherError, UsageError
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
-from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec, TokenizerSpec
+from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec
 from gopher.train import LAG_STEPS, train
 
 GOLDEN = [6.358185, 5.275566, 5.059505]  # nats per token after steps 1, 10, 20
@@ -32,10 +30,7 @@ TIMING = ("perf/", "final/train_seconds", "final/worker_hours")
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Path]:
-    root = tmp_path_factory.mktemp("train")
-    text = write_text(root / "text", documents=30)
-    data = DataSpec(kind="local", path=str(text), subsets=corpus.discover(text))
-    return data, prepare(data, TokenizerSpec(vocab_size=512), root)
+    return tiny_shards(tmp_path_factory.mktemp("train"))
 
 
 def run_in(path: Path, shards: tuple[DataSpec, Path], placement: dict | None = None, **changes: object) -> RunFolder:
@@ -89,12 +84,17 @@ def test_a_finished_run_returns_at_once(finished: RunFolder) -> None:
     assert train(finished).state == FINISHED and (finished.path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_stopped_run_goes_on_where_it_was(shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cause", [ASKED, PREEMPTED])
+def test_a_stopped_run_goes_on_where_it_was(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path, cause: str
+) -> None:
+    """The step at hand is finished and saved; a notice is told from a wish."""
     folder = run_in(tmp_path / "run", shards)
-    calls = iter(range(100))
-    assert train(folder, should_stop=lambda: ASKED if next(calls) == 7 else None).state == STOPPED
+    state = train(folder, should_stop=stop_at(7, cause))
+    assert (state.state, state.cause, state.step) == (STOPPED, cause, 8)
     assert sorted(int(p.name) for p in folder.checkpoints.iterdir()) == [5, 8]
-    assert train(folder).state == FINISHED
+    resumed = train(folder)
+    assert (resumed.state, resumed.cause) == (FINISHED, None)
     assert numbers(folder) == numbers(finished)
 
 
@@ -175,18 +175,14 @@ def test_a_diverged_run_stops_before_its_parameters_do(shards: tuple[DataSpec, P
 
 @pytest.mark.parametrize(
     ("placement", "words"),
-    [({"micro_batch_sequences": 5}, "micro_batch_sequences=4"), ({"workers": 3}, None)],
+    [({"micro_batch_sequences": 5}, "micro_batch_sequences=4"), ({"workers": 3}, "divides the batch")],
 )
 def test_a_batch_that_cannot_be_shared_out_names_what_works(
-    shards: tuple, tmp_path: Path, placement: dict, words: str | None
+    shards: tuple, tmp_path: Path, placement: dict, words: str
 ) -> None:
     folder = run_in(tmp_path / "run", shards, placement)
-    if words:
-        with pytest.raises(UsageError, match=words):
-            train(folder)
-    else:
-        with pytest.raises(UsageError, match="divides the batch"):
-            train(folder, rank=0, world=3)
+    with pytest.raises(UsageError, match=words):
+        train(folder, rank=0, world=placement.get("workers", 1))
 
 
 def test_shards_of_another_tokenizer_are_refused(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
@@ -257,8 +253,7 @@ def test_a_batch_that_is_bad_for_good_is_passed_over(
     assert list(losses) == list(undisturbed)  # no step lost, none twice
     assert all(losses[s] == undisturbed[s] for s in range(1, 11)) and losses[11] != undisturbed[11]
     again = drill(run_in(tmp_path / "again", shards), bad)
-    calls = iter(range(1000))
-    assert train(again, should_stop=lambda: ASKED if next(calls) == 17 else None).state == STOPPED
+    assert train(again, should_stop=stop_at(17)).state == STOPPED
     assert train(again).state == FINISHED
     assert numbers(again) == numbers(folder)
 
@@ -311,8 +306,7 @@ def test_sums_that_are_read_late_change_nothing(
     folder = run_in(tmp_path / "run", shards, {"log_every_steps": 4, "checkpoints": "async"})
     if step is not None:
         drill(folder, {"step": step, "fault": "nan"})
-    calls = iter(range(1000))
-    state = train(folder, should_stop=lambda: ASKED if next(calls) == 8 else None)
+    state = train(folder, should_stop=stop_at(8))
     assert (state.state, state.cause) == (STOPPED, ASKED)
     assert train(folder).state == FINISHED
     undisturbed = numbers(finished)["train/loss"]
@@ -332,18 +326,6 @@ def test_a_run_beyond_help_says_so_and_keeps_its_checkpoint(shards: tuple[DataSp
     state = folder.state()
     assert state is not None and state.state == FAILED
     assert [int(p.name) for p in folder.checkpoints.iterdir()] == [5]
-
-
-def test_a_notice_stops_the_run_at_a_checkpoint_and_is_told_from_a_wish(
-    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
-) -> None:
-    folder = run_in(tmp_path / "run", shards)
-    calls = iter(range(100))
-    state = train(folder, should_stop=lambda: PREEMPTED if next(calls) == 7 else None)
-    assert (state.state, state.cause, state.step) == (STOPPED, PREEMPTED, 8)
-    resumed = train(folder)
-    assert (resumed.state, resumed.cause) == (FINISHED, None)
-    assert numbers(folder) == numbers(finished)
 
 
 def test_progress_is_on_record_while_steps_are_done(finished: RunFolder) -> None:
@@ -393,14 +375,9 @@ def test_two_ranks_rewind_skip_and_stop_together(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.6 MB: room for two checkpoints of the tiny model and the record."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(disk)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("a small tmpfs cannot be mounted without root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    """Room for two checkpoints of the tiny model and the record."""
+    with disk_of("1600k", tmp_path / "disk") as disk:
+        yield disk
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint of step")
@@ -410,8 +387,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
 ) -> None:
     """Training goes on, says so, and keeps the last whole checkpoint; with space again the run ends as if nothing had been."""
     folder = run_in(small_disk / "run", shards, {"checkpoints": mode, "keep_checkpoints": 1})
-    calls = iter(range(1000))
-    train(folder, should_stop=lambda: ASKED if next(calls) == 4 else None)  # one checkpoint, of step 5
+    train(folder, should_stop=stop_at(4))  # one checkpoint, of step 5
     filler = small_disk / "filler"
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(b"x" * (free - 60_000))  # leaves the record its kilobytes

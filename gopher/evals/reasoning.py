@@ -2,8 +2,8 @@
 
 Chain of thought as in Kojima et al. 2022: the model first continues "Let's think step by step.", then the answer is
 asked for behind what it wrote. Self-consistency as in Wang et al. 2022: chains are sampled and their answers vote.
-With options the answer is the likeliest option, without it is the generated line. Prompts that outgrow the context lose
-their beginning, which at the contexts of the small rungs may be the question; `cut_tokens` says so.
+The answer is the generated line. Prompts that outgrow the context lose their beginning, which at the contexts of the small
+rungs may be the question; `cut_tokens` says so.
 """
 
 import re
@@ -11,13 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from gopher.completion import Completion, complete
 from gopher.errors import UsageError
 from gopher.inference import Rung
 from gopher.sampling import Sampling
-from gopher.score import score
 
 THINK = "Let's think step by step."
 CONCLUDE = "Therefore, the answer is"
@@ -51,42 +48,20 @@ class Answer:
     chains: tuple[str, ...]  # what was thought; empty in plain mode
     cut_tokens: int  # of prompts' beginnings, over all chains
 
-    @property
-    def agreement(self) -> float:
-        """The share of chains that gave this answer, after tidying."""
-        return sum(tidy(vote) == tidy(self.text) for vote in self.votes) / len(self.votes)
 
-
-def question(text: str) -> str:
-    """The prompt of a bare question."""
-    return f"Q: {text}\nA:"
-
-
-def answers(
-    rung: Rung,
-    prompts: Sequence[str],
-    mode: Mode,
-    options: Sequence[Sequence[str]] | None = None,
-    streams: Sequence[int] | None = None,
-) -> list[Answer]:
-    """The answer to each prompt (it ends where the answer begins), out of its `options` where they are given.
+def answers(rung: Rung, prompts: Sequence[str], mode: Mode, streams: Sequence[int] | None = None) -> list[Answer]:
+    """The answer to each prompt, which ends where the answer begins.
 
     `streams` numbers the prompts where they are part of a larger whole, as in `gopher.generate.generate`.
     """
-    if options is not None and (len(options) != len(prompts) or not all(options)):
-        raise UsageError("options must name at least one option for every prompt; leave them out for free answers")
     repeated = [i for i in range(len(prompts)) for _ in range(mode.chains)]
     numbers = range(len(prompts)) if streams is None else streams
     own = [numbers[i] * mode.chains + chain for i in range(len(prompts)) for chain in range(mode.chains)]
     asked, thoughts = thought_through(rung, [prompts[i] for i in repeated], mode, own)
     cut = [thought.cut_tokens for thought in thoughts] or [0] * len(asked)
-    if options is not None:
-        votes, more = likeliest(rung, asked, [options[i] for i in repeated])
-        cut = [before + new for before, new in zip(cut, more, strict=True)]
-    else:
-        made = complete(rung, asked, max_new_tokens=mode.answer_tokens, until=("\n",), sampling=GREEDY)
-        votes = [completion.text.strip() for completion in made]
-        cut = [before + completion.cut_tokens for before, completion in zip(cut, made, strict=True)]
+    made = complete(rung, asked, max_new_tokens=mode.answer_tokens, until=("\n",), sampling=GREEDY)
+    votes = [completion.text.strip() for completion in made]
+    cut = [before + completion.cut_tokens for before, completion in zip(cut, made, strict=True)]
     spans = [slice(i * mode.chains, (i + 1) * mode.chains) for i in range(len(prompts))]
     return [
         Answer(
@@ -122,25 +97,6 @@ def think(rung: Rung, prompts: Sequence[str], mode: Mode, streams: Sequence[int]
     return complete(
         rung, asked, max_new_tokens=mode.thought_tokens, until=NEXT_QUESTION, sampling=sampling, streams=streams
     )
-
-
-def likeliest(rung: Rung, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> tuple[list[str], list[int]]:
-    """The option with the highest log-probability behind each prompt, and the tokens of the prompt that found no room.
-
-    All options of a prompt share its evaluation.
-    """
-    encode = rung.tokenizer.encode
-    contexts = [tokens.astype(np.int64) for tokens in encode(list(prompts))]
-    flat = [(i, option) for i, own in enumerate(options) for option in own]
-    ids = [tokens.astype(np.int64) for tokens in encode([f" {option}" for _, option in flat])]
-    scores = score(rung.reader, [(contexts[i], tokens) for (i, _), tokens in zip(flat, ids, strict=True)])
-    best: dict[int, tuple[float, str]] = {}
-    cut = [0] * len(prompts)
-    for (i, option), found in zip(flat, scores, strict=True):
-        cut[i] = max(cut[i], found.cut_tokens)
-        if i not in best or found.log_prob > best[i][0]:
-            best[i] = (found.log_prob, option)
-    return [best[i][1] for i in range(len(prompts))], cut
 
 
 def tidy(text: str) -> str:
