@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gopher.completion import Draft, complete
 from gopher.dialogue import DESCRIPTION, EXAMPLES, MODEL, USER, Dialogue, reply
+from gopher.errors import UsageError
 from gopher.inference import Rung, open_rung
 from gopher.sampling import Sampling
 
@@ -62,6 +64,23 @@ def test_chat_answers_the_lines_of_a_pipe(tiny_run: Path, tmp_path: Path) -> Non
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [a["question"] for a in answers] == ["Hello?", "Who is there?"] and all("answer" in a for a in answers)
     assert done.stderr.count("\n") == 1 and "no longer fit in the context of 64 tokens" in done.stderr
+
+
+def test_a_draft_changes_who_proposes_and_not_what_is_said(tiny_run: Path, own_run: Path, tmp_path: Path) -> None:
+    """Greedy answers with a draft (the same run, an earlier step) are those without."""
+    early = str(own_run / "checkpoints" / "0000000010")
+    words = ("chat", str(tiny_run), "format=json", "chat.temperature=0")
+    plain = gopher(tmp_path, *words, said="The Congress\n")
+    helped = gopher(tmp_path, *words, f"chat.draft={early}", "chat.ahead=2", said="The Congress\n")
+    assert plain.returncode == helped.returncode == 0 and plain.stdout == helped.stdout, helped.stderr
+    none = gopher(tmp_path, *words, f"chat.draft={early}", "chat.ahead=0")
+    assert none.returncode == 2 and "chat.ahead is 0; give a positive number" in none.stderr
+
+
+def test_a_draft_with_other_tokens_is_refused(rung: Rung) -> None:
+    other = dataclasses.replace(rung, spec=dataclasses.replace(rung.spec, tokenizer_key="other"))
+    with pytest.raises(UsageError, match="the draft was trained with tokenizer other .* use a draft of the same sweep"):
+        complete(rung, ["The"], max_new_tokens=3, draft=Draft(rung=other))
 
 
 @pytest.mark.slow

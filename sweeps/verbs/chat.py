@@ -19,24 +19,28 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     tree = compose(rest).tree
     settings, chat = settings_of(tree), tree["chat"]
     check(chat)
-    folder = Path(word)
-    if not folder.is_dir():
-        folder = find_run(
-            word, list(known_runs(settings.root)), lambda: load_study(compose, rest), settings
-        ).folder.path
 
+    def folder_of(word: str) -> Path:
+        if Path(word).is_dir():
+            return Path(word)
+        return find_run(word, list(known_runs(settings.root)), lambda: load_study(compose, rest), settings).folder.path
+
+    folder, draft_folder = folder_of(word), folder_of(chat["draft"]) if chat["draft"] else None
+
+    from gopher.completion import Draft, check_same_tokens
     from gopher.dialogue import Dialogue
     from gopher.inference import open_rung
 
-    rung = open_rung(folder)
+    rung, draft = open_rung(folder), None
+    if draft_folder is not None:
+        draft = Draft(rung=open_rung(draft_folder), ahead=chat["ahead"])
+        check_same_tokens(rung, draft.rung)
     count = chat["max_new_tokens"] or min(128, rung.context // 4)
-    say = sys.stdin.isatty() and settings.format == "table"
-    if say:
-        print(
-            f"{rung.spec.rung} after {rung.step} steps, context {rung.context}; an empty line or Ctrl-D ends",
-            flush=True,
-        )
-    talk(rung, Dialogue(prompted=chat["prompted"]), chat, count, settings.format)
+    if sys.stdin.isatty() and settings.format == "table":
+        helped = f", {draft.rung.spec.rung} proposes {draft.ahead} tokens at a time" if draft else ""
+        who = f"{rung.spec.rung} after {rung.step} steps, context {rung.context}{helped}"
+        print(f"{who}; an empty line or Ctrl-D ends", flush=True)
+    talk(rung, draft, Dialogue(prompted=chat["prompted"]), chat, count, settings.format)
     return 0
 
 
@@ -46,10 +50,17 @@ def check(chat: dict[str, Any]) -> None:
         count is None or (isinstance(count, int) and count > 0),
         f"chat.max_new_tokens is {count!r}; give a positive number, or null for a quarter of the context",
     )
+    require(
+        isinstance(chat["ahead"], int) and chat["ahead"] > 0, f"chat.ahead is {chat['ahead']!r}; give a positive number"
+    )
+    require(
+        chat["draft"] is None or isinstance(chat["draft"], str),
+        f"chat.draft is {chat['draft']!r}; name a run or a folder of one, quoted where it is a number",
+    )
     require(isinstance(chat["prompted"], bool), f"chat.prompted is {chat['prompted']!r}; use true or false")
 
 
-def talk(rung: Any, dialogue: Any, chat: dict[str, Any], count: int, form: str) -> None:
+def talk(rung: Any, draft: Any, dialogue: Any, chat: dict[str, Any], count: int, form: str) -> None:
     """Answer question after question; every answer has draws of its own."""
     from gopher.dialogue import reply
     from gopher.sampling import Sampling
@@ -57,7 +68,7 @@ def talk(rung: Any, dialogue: Any, chat: dict[str, Any], count: int, form: str) 
     told = False
     for turn, question in enumerate(questions()):
         sampling = Sampling(temperature=chat["temperature"], top_p=chat["top_p"], seed=chat["seed"] + turn)
-        answer = reply(rung, dialogue, question, sampling, count)
+        answer = reply(rung, dialogue, question, sampling, count, draft)
         dialogue = answer.dialogue
         if form == "json":
             print(
