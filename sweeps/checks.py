@@ -1,4 +1,4 @@
-"""The checks of `gopher doctor`: each looks at one thing and says what it found, its verdict, and the cure.
+"""The checks of `gopher doctor`: each looks at one thing and says its verdict, what it found, and the cure.
 
 Nothing is started and nothing is changed; a server that does not answer costs at most a second. The slow imports
 (torch, mlflow) are avoided by asking the files and sockets they would use.
@@ -11,18 +11,18 @@ import json
 import os
 import platform
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from gopher.record import RunFolder
+from sweeps.machine import answers, usable_cpus
 from sweeps.redact import hide_secrets
 from sweeps.settings import Settings
 
@@ -35,40 +35,20 @@ SUM_BYTES_PER_SECOND = 5e8
 EXTRAS = {"datasets": "hub", "lm_eval": "evals", "psycopg": "postgres"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    name: str
+class Finding(NamedTuple):
     verdict: str  # ok | note | warn | fail
     found: str
     cure: str | None = None
 
 
-def all_checks(settings: Settings) -> list[Check]:
-    """Every check in the order of a first start; a check that itself breaks is a warning with its error."""
-    steps: list[Callable[[Settings], Check]] = [
-        python, packages, extras, gpu, cores, memory, disk, writing, clock, ray, store, port, locks, checkpoints
-    ]  # fmt: skip
-    checks = []
-    for step in steps:
-        try:
-            checks.append(step(settings))
-        except Exception as error:  # one broken check must not hide the others
-            checks.append(
-                Check(name=step.__name__, verdict=WARN, found=hide_secrets(f"{type(error).__name__}: {error}"))
-            )
-    return checks
-
-
-def python(settings: Settings) -> Check:
+def python(settings: Settings) -> Finding:
     found = f"{platform.python_version()} at {sys.executable}"
     if not sys.flags.isolated and os.environ.get("PYTHONPATH"):
-        return Check(
-            name="python", verdict=NOTE, found=f"{found}, PYTHONPATH is set", cure="unset it if imports go wrong"
-        )
-    return Check(name="python", verdict=OK, found=found)
+        return Finding(NOTE, f"{found}, PYTHONPATH is set", "unset it if imports go wrong")
+    return Finding(OK, found)
 
 
-def packages(settings: Settings) -> Check:
+def packages(settings: Settings) -> Finding:
     """Installed versions against what this package declares."""
     from packaging.requirements import Requirement
 
@@ -85,25 +65,20 @@ def packages(settings: Settings) -> Check:
         except importlib.metadata.PackageNotFoundError:
             wrong.append(f"{needed.name} is missing")
     if wrong:
-        return Check(name="packages", verdict=FAIL, found="; ".join(wrong), cure="pip install -r requirements.lock")
-    return Check(name="packages", verdict=OK, found=f"all {count} requirements are met")
+        return Finding(FAIL, "; ".join(wrong), "pip install -r requirements.lock")
+    return Finding(OK, f"all {count} requirements are met")
 
 
-def extras(settings: Settings) -> Check:
+def extras(settings: Settings) -> Finding:
     there = {module: importlib.util.find_spec(module) is not None for module in EXTRAS}
     missing = [f"{module} ({EXTRAS[module]})" for module, found in there.items() if not found]
     found = ", ".join(module for module, here in there.items() if here) or "none"
     if missing:
-        return Check(
-            name="extras",
-            verdict=NOTE,
-            found=f"{found}; without {', '.join(missing)}",
-            cure="needed only for what they are named after",
-        )
-    return Check(name="extras", verdict=OK, found=found)
+        return Finding(NOTE, f"{found}; without {', '.join(missing)}", "needed only for what they are named after")
+    return Finding(OK, found)
 
 
-def gpu(settings: Settings) -> Check:
+def gpu(settings: Settings) -> Finding:
     """GPUs as the driver shows them; asking torch would cost seconds."""
     torch = importlib.metadata.version("torch")
     try:
@@ -112,54 +87,50 @@ def gpu(settings: Settings) -> Check:
     except (OSError, subprocess.TimeoutExpired):
         done = None
     if done is None or done.returncode != 0:
-        return Check(name="gpu", verdict=NOTE, found=f"no CUDA device; torch {torch}")
+        return Finding(NOTE, f"no CUDA device; torch {torch}")
     found = f"{'; '.join(done.stdout.split(chr(10))[:-1])}; torch {torch}"
     if torch.endswith("+cpu"):
         cure = "install torch's CUDA build: pip install torch --index-url https://download.pytorch.org/whl/cu128"
-        return Check(name="gpu", verdict=WARN, found=found + ", which is built without CUDA", cure=cure)
-    return Check(name="gpu", verdict=OK, found=found)
+        return Finding(WARN, found + ", which is built without CUDA", cure)
+    return Finding(OK, found)
 
 
-def cores(settings: Settings) -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = os.getloadavg()[0]
+def cores(settings: Settings) -> Finding:
+    usable, load = usable_cpus(), os.getloadavg()[0]
     found = f"{usable} usable, load {load:.1f}"
     if load > 2 * usable:
-        return Check(
-            name="cores", verdict=WARN, found=found, cure="other work takes the cores; runs will be slow, not wrong"
-        )
-    return Check(name="cores", verdict=OK, found=found)
+        return Finding(WARN, found, "other work takes the cores; runs will be slow, not wrong")
+    return Finding(OK, found)
 
 
-def memory(settings: Settings) -> Check:
+def memory(settings: Settings) -> Finding:
     import psutil
 
     have = psutil.virtual_memory()
     found = f"{have.available / 2**30:.1f} of {have.total / 2**30:.1f} GB free"
     if have.available < MIN_MEMORY_BYTES:
-        return Check(name="memory", verdict=WARN, found=found, cure="free 4 GB, or set launch.max_parallel_runs=1")
-    return Check(name="memory", verdict=OK, found=found)
+        return Finding(WARN, found, "free 4 GB, or set launch.max_parallel_runs=1")
+    return Finding(OK, found)
 
 
-def disk(settings: Settings) -> Check:
-    """Space under the output root, and in shared memory, where Ray keeps its objects."""
+def disk(settings: Settings) -> Finding:
     root = existing(settings.root)
     free = shutil.disk_usage(root).free
     found = f"{free / 2**30:.1f} GB free under {root}"
     if free < MIN_FREE_BYTES:
-        return Check(name="disk", verdict=FAIL, found=found, cure="free some space or set output_root=DIR")
-    return Check(name="disk", verdict=OK, found=found)
+        return Finding(FAIL, found, "free some space or set output_root=DIR")
+    return Finding(OK, found)
 
 
-def writing(settings: Settings) -> Check:
+def writing(settings: Settings) -> Finding:
     root = existing(settings.root)
     try:
         with tempfile.TemporaryFile(dir=root) as file:
             file.write(b"x")
     except OSError as error:
         cure = "give yourself the right to write there or set output_root=DIR"
-        return Check(name="write", verdict=FAIL, found=f"{root}: {error.strerror}", cure=cure)
-    return Check(name="write", verdict=OK, found=str(settings.root))
+        return Finding(FAIL, f"{root}: {error.strerror}", cure)
+    return Finding(OK, str(settings.root))
 
 
 def existing(path: Path) -> Path:
@@ -167,43 +138,31 @@ def existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.is_dir())
 
 
-def clock(settings: Settings) -> Check:
+def clock(settings: Settings) -> Finding:
     """This machine's clock against the file system's: leases and states on a shared folder compare the two."""
     with tempfile.NamedTemporaryFile(dir=existing(settings.root)) as file:
         apart = abs(os.stat(file.name).st_mtime - time.time())
     if apart > 5 or time.time() < 1.7e9:
-        return Check(
-            name="clock", verdict=WARN, found=f"{apart:.0f} s from the file server's", cure="set the clock (NTP)"
-        )
-    return Check(name="clock", verdict=OK, found=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+        return Finding(WARN, f"{apart:.0f} s from the file server's", "set the clock (NTP)")
+    return Finding(OK, time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
 
-def ray(settings: Settings) -> Check:
+def ray(settings: Settings) -> Finding:
     """A local Ray is started when needed; a cluster must answer at its address."""
     version = f"ray {importlib.metadata.version('ray')}"
-    off = os.environ.get("RAY_AUTH_MODE", "") == "disabled"
-    if off:
-        return Check(
-            name="ray",
-            verdict=WARN,
-            found=f"{version}, RAY_AUTH_MODE=disabled",
-            cure="unset RAY_AUTH_MODE: anybody who reaches the port can run code",
-        )
+    if os.environ.get("RAY_AUTH_MODE", "") == "disabled":
+        cure = "unset RAY_AUTH_MODE: anybody who reaches the port can run code"
+        return Finding(WARN, f"{version}, RAY_AUTH_MODE=disabled", cure)
     if settings.cluster.address == "local":
-        return Check(name="ray", verdict=OK, found=f"{version}, started locally at launch")
+        return Finding(OK, f"{version}, started locally at launch")
     address = os.environ.get("RAY_ADDRESS", "") if settings.cluster.address == "auto" else settings.cluster.address
     address = address or current_ray()
     if not address:
-        return Check(name="ray", verdict=FAIL, found="no Ray runs here", cure="ray start --head, or set RAY_ADDRESS")
+        return Finding(FAIL, "no Ray runs here", "ray start --head, or set RAY_ADDRESS")
     host, _, number = address.rpartition("://")[2].rpartition(":")
-    if not answers(host, int(number or 6379)):
-        return Check(
-            name="ray",
-            verdict=FAIL,
-            found=f"{address} does not answer",
-            cure="ray start --head there, or cluster=local",
-        )
-    return Check(name="ray", verdict=OK, found=f"{version} at {address}")
+    if not answers(host, int(number or 6379), ANSWER_SECONDS):
+        return Finding(FAIL, f"{address} does not answer", "ray start --head there, or cluster=local")
+    return Finding(OK, f"{version} at {address}")
 
 
 def current_ray() -> str:
@@ -213,67 +172,42 @@ def current_ray() -> str:
     return ""
 
 
-def answers(host: str, number: int) -> bool:
-    try:
-        with socket.create_connection((host, number), timeout=ANSWER_SECONDS):
-            return True
-    except OSError:
-        return False
-
-
-def store(settings: Settings) -> Check:
+def store(settings: Settings) -> Finding:
     """Whether MLflow's store can be reached, and its schema read when it is a file."""
     uri, shown = settings.tracking_uri, hide_secrets(settings.tracking_uri)
     if uri.startswith("sqlite:///"):
         return sqlite_store(Path(uri.removeprefix("sqlite:///")))
     parts = urlsplit(shown)  # a password with a slash in it would be taken for a path
     if not parts.hostname:
-        return Check(
-            name="mlflow",
-            verdict=FAIL,
-            found=f"{shown} names no host",
-            cure="leave tracking.uri unset for sqlite, or name a server",
-        )
+        return Finding(FAIL, f"{shown} names no host", "leave tracking.uri unset for sqlite, or name a server")
     default = {"https": 443, "http": 80}.get(parts.scheme, 5432)
-    if not answers(parts.hostname, parts.port or default):
-        return Check(
-            name="mlflow",
-            verdict=FAIL,
-            found=f"{shown} does not answer",
-            cure="start it, mend tracking.uri, or leave it unset for sqlite",
-        )
+    if not answers(parts.hostname, parts.port or default, ANSWER_SECONDS):
+        return Finding(FAIL, f"{shown} does not answer", "start it, mend tracking.uri, or leave it unset for sqlite")
     if parts.scheme.startswith("postgresql") and importlib.util.find_spec("psycopg") is None:
-        return Check(
-            name="mlflow", verdict=FAIL, found=f"{shown} needs psycopg", cure="pip install 'gopher-sweeps[postgres]'"
-        )
-    return Check(name="mlflow", verdict=OK, found=f"{shown} answers")
+        return Finding(FAIL, f"{shown} needs psycopg", "pip install 'gopher-sweeps[postgres]'")
+    return Finding(OK, f"{shown} answers")
 
 
-def sqlite_store(path: Path) -> Check:
+def sqlite_store(path: Path) -> Finding:
     if not path.exists():
-        return Check(name="mlflow", verdict=OK, found=f"{path}, made at the first launch")
+        return Finding(OK, f"{path}, made at the first launch")
     try:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=ANSWER_SECONDS)) as base:
             ((schema,),) = base.execute("SELECT version_num FROM alembic_version").fetchall()
             ((runs,),) = base.execute("SELECT count(*) FROM runs").fetchall()
     except (sqlite3.Error, ValueError) as error:
-        return Check(
-            name="mlflow",
-            verdict=FAIL,
-            found=f"{path} is no MLflow store ({error})",
-            cure="move it away; a new one is made",
-        )
-    return Check(name="mlflow", verdict=OK, found=f"{path}, schema {schema}, {runs} runs")
+        return Finding(FAIL, f"{path} is no MLflow store ({error})", "move it away; a new one is made")
+    return Finding(OK, f"{path}, schema {schema}, {runs} runs")
 
 
-def port(settings: Settings) -> Check:
+def port(settings: Settings) -> Finding:
     number = settings.ui.port
-    if answers("127.0.0.1", number):
-        return Check(name="port", verdict=WARN, found=f"{number} is taken", cure=f"gopher ui ui.port={number + 1}")
-    return Check(name="port", verdict=OK, found=f"{number} is free for gopher ui")
+    if answers("127.0.0.1", number, ANSWER_SECONDS):
+        return Finding(WARN, f"{number} is taken", f"gopher ui ui.port={number + 1}")
+    return Finding(OK, f"{number} is free for gopher ui")
 
 
-def locks(settings: Settings) -> Check:
+def locks(settings: Settings) -> Finding:
     """Runs that say they are being trained while nobody holds them, and sweeps whose lease has not been renewed."""
     stale = []
     for folder in run_folders(settings):
@@ -284,11 +218,11 @@ def locks(settings: Settings) -> Check:
         if time.time() - lease.stat().st_mtime > STALE_SECONDS:
             stale.append(f"the lease of {lease.parent.name} is old")
     if stale:
-        return Check(name="locks", verdict=WARN, found=some(stale), cure="gopher launch takes them over and goes on")
-    return Check(name="locks", verdict=OK, found="no interrupted run, no old lease")
+        return Finding(WARN, some(stale), "gopher launch takes them over and goes on")
+    return Finding(OK, "no interrupted run, no old lease")
 
 
-def checkpoints(settings: Settings) -> Check:
+def checkpoints(settings: Settings) -> Finding:
     """Newest checkpoints against their recorded sizes and SHA-256 sums, the latest runs first, as far as the time allows."""
     broken, read, unread = [], 0, 0
     until = time.monotonic() + SUM_BUDGET_SECONDS
@@ -305,8 +239,8 @@ def checkpoints(settings: Settings) -> Check:
             broken += [f"{marker.parent} ({fault})"] if fault else []
     rest = f", {unread} checked by size only" if unread else ""
     if broken:
-        return Check(name="checkpoints", verdict=WARN, found=some(broken), cure="the run goes on from the one before")
-    return Check(name="checkpoints", verdict=OK, found=f"{read} newest ones are intact{rest}")
+        return Finding(WARN, some(broken), "the run goes on from the one before")
+    return Finding(OK, f"{read} newest ones are intact{rest}")
 
 
 def fault_of(marker: Path, until: float) -> str | None:
@@ -338,3 +272,32 @@ def run_folders(settings: Settings) -> Iterator[RunFolder]:
 
 def some(words: list[str]) -> str:
     return "; ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
+
+
+CHECKS: dict[str, Callable[[Settings], Finding]] = {  # in the order of a first start
+    "python": python,
+    "packages": packages,
+    "extras": extras,
+    "gpu": gpu,
+    "cores": cores,
+    "memory": memory,
+    "disk": disk,
+    "write": writing,
+    "clock": clock,
+    "ray": ray,
+    "mlflow": store,
+    "port": port,
+    "locks": locks,
+    "checkpoints": checkpoints,
+}
+
+
+def all_checks(settings: Settings) -> dict[str, Finding]:
+    """What every check finds; one that itself breaks is a warning with its error."""
+    findings = {}
+    for name, check in CHECKS.items():
+        try:
+            findings[name] = check(settings)
+        except Exception as error:  # one broken check must not hide the others
+            findings[name] = Finding(WARN, hide_secrets(f"{type(error).__name__}: {error}"))
+    return findings

@@ -49,7 +49,7 @@ def main() -> int:
     """The console script: the exit code of the verb; every error is one sentence on stderr."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {verb:{WIDTH}} {what}" for verb, what in VERBS.items())))
         return 0 if arguments else 2
     try:
         if arguments[0] == "__complete":

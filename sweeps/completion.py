@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
+from sweeps.compose import groups
 from sweeps.conf_dir import CONF_DIR
 
 VALUES = {"format": ("table", "json"), "watch": ("auto", "true", "false"), "law": ("auto",)}
 RUN_VERBS = ("why", "logs", "stop")  # whose first word is a run
 RUN_PARTS = ("seed", "tokens", "model", "optim", "batch", "precision", "evaluation", "data", "tokenizer")
 WORDS = {"forecast": ("freeze", "score", "list"), "completion": ("bash", "zsh")}
+TASKS = Path(__file__).parents[1] / "gopher" / "evals" / "tasks"
 RUNS_READ = 200  # spec files opened for their rung; the keys of all runs are offered
 
 BASH = r"""_gopher() {
@@ -79,17 +81,11 @@ def values(key: str, root: Path, in_list: bool) -> list[str]:
     group = key.removeprefix("axes.")
     if group in groups():
         return [c if in_list or group == key else f"[{c}" for c in groups()[group]]
-    if key == "evaluation.tasks":
+    if key == "tasks":
         return tasks() if in_list else [f"[{task}" for task in tasks()]
     if isinstance(keys().get(key), bool):
         return ["true", "false"]
     return list(VALUES.get(key, ()))
-
-
-def groups() -> dict[str, list[str]]:
-    """Config group -> its choices."""
-    found = {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(CONF_DIR.iterdir()) if d.is_dir()}
-    return {name: choices for name, choices in found.items() if choices}
 
 
 def keys() -> dict[str, Any]:
@@ -141,6 +137,5 @@ def runs(root: Path) -> Iterator[str]:
 
 
 def tasks() -> list[str]:
-    """Evaluation tasks as files below conf/tasks or gopher/evals/tasks, whichever there is."""
-    places = (CONF_DIR / "tasks", CONF_DIR / "task", Path(__file__).parents[1] / "gopher" / "evals" / "tasks")
-    return sorted({f.stem for place in places for f in place.glob("*.yaml")})
+    """The evaluation tasks that come with this package; those of the harness would cost seconds to list."""
+    return sorted(f.stem for f in TASKS.glob("*.yaml"))

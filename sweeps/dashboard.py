@@ -32,9 +32,9 @@ def rung_color(rung: str, rungs: Sequence[str]) -> str:
     return OKABE_ITO[list(rungs).index(rung) % len(OKABE_ITO)] if rung in rungs else OKABE_ITO[-1]
 
 
-def dashboard_url(base: str, experiment_id: str, view: str = LADDER_VIEW) -> str:
+def dashboard_url(base: str, experiment_id: str) -> str:
     """Link that opens the finished dashboard in a fresh browser (which would otherwise land on another kind of page)."""
-    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={view}"
+    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={LADDER_VIEW}"
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
@@ -60,12 +60,6 @@ def packed(name: str, state: Json, now_ms: int) -> str:
         "state": "deflate;" + base64.b64encode(raw).decode(),
     }
     return json.dumps(view, separators=(",", ":"))
-
-
-def unpacked(tag: str) -> Json:
-    """The page state inside a view tag."""
-    state: Json = json.loads(zlib.decompress(base64.b64decode(json.loads(tag)["state"].removeprefix("deflate;"))))
-    return state
 
 
 def view_state(subsets: Sequence[str]) -> Json:

@@ -9,9 +9,8 @@ import contextlib
 import itertools
 import math
 import shutil
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,16 +24,14 @@ from sweeps.budget import handed_on
 from sweeps.caps import spent
 from sweeps.lease import Lease
 from sweeps.lookout import Lookout, pulse_file
-from sweeps.loop import TICK_SECONDS, Clock, Outlook, RealClock, run_loop
+from sweeps.loop import TICK_SECONDS, Outlook, RealClock, run_loop
 from sweeps.schedule import Capacity, Status, Task
 from sweeps.screen import Screen
 from sweeps.settings import Settings
 from sweeps.status import run_rows
 from sweeps.study import PlannedRun, Study
-from sweeps.track import Tracker
 
 SHOW_SECONDS = 1.0
-MIRROR_SECONDS = 3.0
 NOTICE_SECONDS = 90.0  # how long a launch whose machine goes waits for checkpoints; deploy/ gives it 120 s in all
 SPARE_BYTES = 500 * 2**20
 OUTCOMES = {schedule.LOST: FAILED, schedule.HELD: STOPPED}  # of a task that never ended by itself, to its run's state
@@ -146,50 +143,6 @@ def jobs_of(work: Work, settings: Settings) -> dict[str, Job]:
     return jobs
 
 
-class Mirror:
-    """MLflow's writer on a thread of its own, so that a slow server never holds up the scheduling of runs.
-
-    `reopen` is given when MLflow did not answer at the start: it is called until it does.
-    """
-
-    def __init__(self, tracker: Tracker, folders: list[RunFolder], reopen: Callable[[], None] | None = None) -> None:
-        self._tracker, self._folders, self._reopen = tracker, folders, reopen
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
-
-    def _loop(self) -> None:
-        last = False
-        while not last:
-            last = self._stop.wait(MIRROR_SECONDS)  # after the stop once more: what came since the last time
-            if self._away() is None:
-                for folder in self._folders:
-                    self._tracker.mirror(folder)
-
-    def _away(self) -> str | None:
-        """None once MLflow has answered, else why not."""
-        if self._reopen is not None:
-            try:
-                self._reopen()
-            except SetupError as away:
-                return str(away)
-            self._reopen = None
-        return None
-
-    def hurry(self) -> None:
-        """Nothing new will come: the thread delivers the rest, whatever else there is to do meanwhile."""
-        self._stop.set()
-
-    def finish(self, patience_seconds: float) -> str | None:
-        """Deliver the rest; a sentence about what could not be delivered, or None."""
-        self._stop.set()
-        self._thread.join(timeout=patience_seconds)
-        silent = f"MLflow did not answer within {patience_seconds:g} s"  # the thread still asks it
-        if away := silent if self._thread.is_alive() and self._reopen else self._away():
-            return f"{away}; everything is kept in the run folders, and the next launch sends it"
-        return self._tracker.flush(self._folders, patience_seconds)
-
-
 def run_tasks(
     study: Study,
     work: Work,
@@ -197,10 +150,9 @@ def run_tasks(
     backend: Backend,
     screen: Screen,
     own: Lease | None = None,
-    clock: Clock | None = None,
 ) -> dict[str, Status]:
     """The loop over this sweep's tasks, with the screen on: the final status of each."""
-    tasks, clock = tasks_of(work), clock or RealClock()
+    tasks, clock = tasks_of(work), RealClock()
     whole = check_capacity(tasks, backend.capacity, settings)
     ours = {r.spec.key for r in work.runs}
     earlier = spent([r for r in study.runs if r.spec.key not in ours], settings)

@@ -19,6 +19,7 @@ from gopher.spec import Placement, RunSpec
 from sweeps.caps import usd
 from sweeps.dashboard import rung_color
 from sweeps.redact import hide_secrets
+from sweeps.study import run_name
 
 NOTE_CHARACTERS = 8000
 ROUND = str.maketrans("[]", "()")
@@ -71,7 +72,7 @@ def data_params(run: RunSpec, manifest: dict[str, Any]) -> dict[str, Any]:
 def run_tags(run: RunSpec, sweep: str, parent: str, rungs: Sequence[str], provenance: dict[str, Any]) -> dict[str, str]:
     git = provenance.get("git", {})
     return {
-        "mlflow.runName": f"{run.rung}-lr{run.optim.lr:g}-s{run.seed}",
+        "mlflow.runName": run_name(run),
         "mlflow.parentRunId": parent,
         "mlflow.runColor": rung_color(run.rung, rungs),
         "kind": "train",

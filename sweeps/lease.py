@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from gopher.errors import SetupError, UsageError
@@ -38,9 +38,7 @@ class Holder:
     cluster: str = ""
     cpus: int = 0
     gpus: int = 0
-    head_cpus: int = 0  # of the first task that waits for room
-    head_gpus: int = 0
-    head_since: float | None = None  # None: nothing waits
+    head_since: float | None = None  # since when its first waiting task has waited for room; None: nothing waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +86,12 @@ def use_file(folder: Path, holder_id: str) -> Path:
 
 
 def holder_in(path: Path) -> Holder:
-    """The holder that a lease names; one that cannot be read (a power cut, another version) has nobody's name and an age."""
+    """The holder that a lease names, without what another version wrote beside it; one that cannot be read (a power cut) has
+    nobody's name and an age."""
     try:
-        return build(Holder, json.loads(path.read_text("utf-8")), "lease.json")
-    except (ValueError, UsageError):
+        written = json.loads(path.read_text("utf-8"))
+        return build(Holder, {f.name: written[f.name] for f in fields(Holder) if f.name in written}, "lease.json")
+    except (ValueError, TypeError, UsageError):
         return Holder(id="", host=f"an unknown host ({path} cannot be read)", pid=0, since=path.stat().st_mtime)
 
 

@@ -25,10 +25,7 @@ TAKEN_OVER = "another launch has taken this sweep over"
 
 
 class Lookout:
-    """Called by the loop at each tick; reads the disk about once a second, and asks about runs that would start now.
-
-    `stopped` is set once a stop was asked for.
-    """
+    """Called by the loop at each tick; reads the disk about once a second, and asks about runs that would start now."""
 
     def __init__(
         self,
@@ -47,7 +44,6 @@ class Lookout:
         self.tasks, self.settings, self.whole, self.own, self.clock = tasks, settings, whole, own, clock
         self.runs = {run.spec.key: run for run in runs}
         self.watch = HangWatch(settings.launch.hang_seconds, clock.now)
-        self.stopped = False
         self._costs = {t.key: t.cost for t in tasks if t.key in self.runs}
         self._measured: dict[str, float] = {}  # run -> seconds of the whole, by its own speed so far
         self._last = Outlook(capacity=whole)
@@ -87,11 +83,9 @@ class Lookout:
     def _hold(self, active: list[str]) -> str | None:
         """Why nothing more may start; running runs are asked to stop where a person or another driver wants it."""
         if self._taken_over:
-            self.stopped = True
             return TAKEN_OVER
         if self.own is None or not stop_asked(self.settings, self.own):
             return reached(spent(self.runs.values(), self.settings, self.earlier), self.settings)
-        self.stopped = True
         for folder in map(self._folder, self.runs.keys() & set(active)):
             if folder.is_held():  # one that begins is asked at a later look, one that has just ended never
                 folder.request_stop()
@@ -179,8 +173,6 @@ class Lookout:
             cluster=cluster_name(self.settings, self.own.holder.host),
             cpus=cpus + idle[0],
             gpus=gpus + idle[1],
-            head_cpus=head.cpus if head else 0,
-            head_gpus=head.gpus if head else 0,
             head_since=self._head[1] if self._head else None,
         )
         # what is idle is counted as used by others alone: it may be needed for this sweep's next run, or be given back

@@ -11,14 +11,14 @@ MANY_ROWS = 200  # a longer table is laid out by hand
 STYLES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
 
 
-def human(number: float | None, digits: int = 3) -> str:
-    """1281152 -> '1.28M'; None -> '-'."""
+def human(number: float | None) -> str:
+    """Three figures: 1281152 -> '1.28M', 999700 -> '1M'; None -> '-'."""
     if number is None:
         return "-"
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.{digits}g}{unit}"
-    return f"{number:.{digits}g}"
+        if abs(number) >= 0.9995 * size:  # what rounds to 1000 of the smaller unit is 1 of this one
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def duration(seconds: float | None) -> str:

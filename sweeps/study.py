@@ -26,10 +26,10 @@ class PlannedRun:
     placement: Placement
     config: dict[str, Any]
 
-    @property
-    def name(self) -> str:
-        """What people read: rung, maximum learning rate, seed."""
-        return f"{self.spec.rung}-lr{self.spec.optim.lr:g}-s{self.spec.seed}"
+
+def run_name(spec: RunSpec) -> str:
+    """What people read: rung, maximum learning rate, seed. Runs that differ in anything else share it."""
+    return f"{spec.rung}-lr{spec.optim.lr:g}-s{spec.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)

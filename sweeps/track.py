@@ -14,21 +14,17 @@ Nothing here stops a training: an unreachable server means a backlog, delivered 
 """
 
 import json
-import logging
 import math
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gopher.errors import GopherError, SetupError, UsageError
 from gopher.identity import content_hash
-from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState, write_atomic
+from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.spec import RunSpec
 from sweeps.dashboard import view_tags
 from sweeps.entries import (
@@ -45,45 +41,17 @@ from sweeps.entries import (
     told,
     unread,
 )
+from sweeps.mlflow_client import Logged, import_mlflow, logged_runs, no_answer
+from sweeps.notes import Note, Notes
 from sweeps.redact import hide_secrets
+from sweeps.settings import Settings
 
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a request repeated behind our back could make a run twice; we try again ourselves
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-}
 BACK_OFF_SECONDS = 10.0  # how long a server that did not answer is left alone
 FLUSH_SECONDS = 2.0  # between two attempts at the end of a launch
 LIVE = {QUEUED: "SCHEDULED", RUNNING: "RUNNING"}
 ENDED = {FINISHED: "FINISHED", FAILED: "FAILED", STOPPED: "KILLED"}
-
-
-def import_mlflow() -> Any:
-    """mlflow with telemetry off unless the user says otherwise, and without its chatter."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if os.environ.get("DO_NOT_TRACK", "").lower() not in ("", "0", "false"):
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow itself does not honour DO_NOT_TRACK=1
-    import mlflow
-
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-    return mlflow
-
-
-@dataclass(frozen=True, kw_only=True)
-class Logged:
-    """A training run as MLflow has it."""
-
-    run_id: str
-    start_ms: int
-    params: frozenset[str]
-    steps: Mapping[str, int]  # last step of each metric
 
 
 class Tracker:
@@ -101,7 +69,7 @@ class Tracker:
         self.uri, self.sweep, self.rungs = check_uri(uri), sweep, tuple(rungs)
         self._artifact_root = artifact_root
         self._prices = usd_per_gpu_hour, usd_per_cpu_hour
-        self._place = content_hash([uri, sweep])[:16]  # a password inside the URI stays out of files
+        self._notes = Notes(uri, sweep)
         self._client: Any = None
         self._experiment = self._parent = ""
         self._error: str | None = None
@@ -122,8 +90,8 @@ class Tracker:
         told_all = note.get("events", 0) == len(folder.events())
         return told_all and not unread(folder.path / "metrics.jsonl", note["offset"])[1]
 
-    def open_sweep(self, config: str) -> str:
-        """Experiment and parent run, made if missing; the parent's id. Raises `SetupError` when MLflow can't be reached."""
+    def open_sweep(self, config: str = "") -> None:
+        """Experiment and parent run, made if missing; `config` is that of a launch. Raises `SetupError` when MLflow can't be reached."""
         from analysis.points import reach  # brings pandas, which a launch loads while Ray and the text are on their way
 
         mlflow = import_mlflow()
@@ -143,10 +111,10 @@ class Tracker:
             self._parent = self._find_parent() or self._make_parent(config)
             if config:
                 self._client.update_run(self._parent, status="RUNNING")
-            self._known = self._find_runs()
+            # whatever the folders' notes say: notes get lost, databases are started anew
+            self._known = logged_runs(self._client, self._experiment)
             for key, value in {"mlflow.experimentKind": "custom_model_development", "sweep.id": self.sweep}.items():
                 self._client.set_experiment_tag(self._experiment, key, value)
-        return self._parent
 
     @contextmanager
     def _telling(self, cure: str) -> Iterator[None]:
@@ -168,24 +136,6 @@ class Tracker:
     def _find_parent(self) -> str | None:
         found = self._client.search_runs([self._experiment], "tags.kind = 'sweep'", max_results=1)
         return found[0].info.run_id if found else None
-
-    def _find_runs(self) -> dict[str, Logged]:
-        """Every training run that MLflow has, whatever the folders' notes say: notes get lost, databases are started anew."""
-        known: dict[str, Logged] = {}
-        page: str | None = None
-        while True:
-            found = self._client.search_runs(
-                [self._experiment],
-                "tags.kind = 'train'",
-                max_results=1000,
-                order_by=["start_time ASC"],
-                page_token=page,
-            )
-            for run in found:
-                known.setdefault(run.data.tags.get("trial.id", run.info.run_id), logged_run(run))
-            page = found.token
-            if not page:
-                return known
 
     def _make_parent(self, config: str) -> str:
         tags = {"kind": "sweep", "sweep.id": self.sweep, "mlflow.runName": self.sweep}
@@ -227,11 +177,16 @@ class Tracker:
         if note.get("state") != standing(state):
             self._send_state(folder, note, state)
 
-    def _begin(self, folder: RunFolder) -> dict[str, Any]:
+    def _note(self, folder: RunFolder) -> Note:
+        """The folder's note, empty where it speaks of a run that MLflow no longer has: deleted, or in an earlier database."""
+        note, logged = self._notes.read(folder), self._known.get(folder.path.name)
+        return {} if self._client and (logged is None or logged.run_id != note.get("run_id")) else note
+
+    def _begin(self, folder: RunFolder) -> Note:
         """The note of a run of which nothing was sent, its MLflow run made if missing, with params, config and code."""
         spec, provenance = folder.spec(), folder.provenance()
         if spec.key in self._asked_for:  # it may have been made although the answer was lost
-            self._known |= self._find_runs()
+            self._known |= logged_runs(self._client, self._experiment)
         self._asked_for.add(spec.key)
         logged = self._known.get(spec.key) or self._make_run(spec, provenance)
         self._known[spec.key] = logged
@@ -239,9 +194,9 @@ class Tracker:
         self._client.log_text(logged.run_id, json.dumps(provenance.get("config"), indent=2), "config/resolved.json")
         if (diff := folder.path / "code.diff").exists():
             self._client.log_text(logged.run_id, diff.read_text("utf-8"), "config/uncommitted.diff")
-        note: dict[str, Any] = {"run_id": logged.run_id, "start_ms": logged.start_ms, "offset": 0}
+        note: Note = {"run_id": logged.run_id, "start_ms": logged.start_ms, "offset": 0}
         note |= {"steps": dict(logged.steps), "missing": {}}
-        self._write_note(folder, note)
+        self._notes.write(folder, note)
         return note
 
     def _make_run(self, spec: RunSpec, provenance: dict[str, Any]) -> Logged:
@@ -256,7 +211,7 @@ class Tracker:
         for i in range(0, len(rows), PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=rows[i : i + PARAMS_PER_BATCH])
 
-    def _log_data_params(self, folder: RunFolder, note: dict[str, Any]) -> None:
+    def _log_data_params(self, folder: RunFolder, note: Note) -> None:
         """Hashes and sizes of the text, once the shards exist."""
         manifest_file = Path(folder.placement().data_dir) / "manifest.json"
         if not manifest_file.is_file():
@@ -266,14 +221,14 @@ class Tracker:
         hashes = {"data.sha256": manifest["sha256"], "tokenizer.sha256": manifest["tokenizer"]["sha256"]}
         self._set_tags(note["run_id"], hashes)
         note["data"] = manifest["sha256"]
-        self._write_note(folder, note)
+        self._notes.write(folder, note)
 
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
-    def _send_metrics(self, folder: RunFolder, note: dict[str, Any]) -> None:
+    def _send_metrics(self, folder: RunFolder, note: Note) -> None:
         """New whole lines of the log, in batches. The note moves on only when all of them were taken."""
         from mlflow.entities import Metric
 
@@ -288,17 +243,17 @@ class Tracker:
         if fresh.missing != note["missing"]:
             self._set_tags(note["run_id"], {"metrics.missing": missing_text(fresh.missing)})
         note |= {"offset": offset + len(lines), "steps": fresh.steps, "missing": fresh.missing}
-        self._write_note(folder, note)
+        self._notes.write(folder, note)
 
-    def _send_events(self, folder: RunFolder, note: dict[str, Any]) -> None:
+    def _send_events(self, folder: RunFolder, note: Note) -> None:
         """Rewinds, skipped batches and warnings: a tag and the run's description."""
         events = folder.events()
         if len(events) != note.get("events", 0):
             self._set_tags(note["run_id"], event_tags(events))
             note["events"] = len(events)
-            self._write_note(folder, note)
+            self._notes.write(folder, note)
 
-    def _send_cost(self, folder: RunFolder, note: dict[str, Any], state: RunState) -> None:
+    def _send_cost(self, folder: RunFolder, note: Note, state: RunState) -> None:
         """What a finished run used, priced: after its end only, so that the numbers never change."""
         from mlflow.entities import Metric
 
@@ -309,7 +264,7 @@ class Tracker:
         if metrics:
             self._client.log_batch(note["run_id"], metrics=metrics)
 
-    def _send_state(self, folder: RunFolder, note: dict[str, Any], state: RunState) -> None:
+    def _send_state(self, folder: RunFolder, note: Note, state: RunState) -> None:
         tags = {"status.state": state.state, "status.reason": state.reason or "", "attempt": str(state.attempt)}
         self._set_tags(note["run_id"], tags)
         if state.state == FINISHED:
@@ -320,7 +275,7 @@ class Tracker:
         else:
             self._client.update_run(note["run_id"], LIVE[state.state])
         note["state"] = standing(state)
-        self._write_note(folder, note)
+        self._notes.write(folder, note)
 
     def flush(self, folders: Sequence[RunFolder], patience_seconds: float) -> str | None:
         """Deliver everything, trying again until `patience_seconds` are over; a sentence about what is left, or None."""
@@ -399,45 +354,18 @@ class Tracker:
         self._client.log_batch(run_id, metrics=[Metric(k, v, now, 0) for k, v in metrics.items() if math.isfinite(v)])
         return run_id
 
-    # ---- notes in the run folders
 
-    def _note(self, folder: RunFolder) -> dict[str, Any]:
-        try:
-            notes = json.loads((folder.path / "mlflow.json").read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        note = notes.get(self._place)
-        if not isinstance(note, dict) or (self._client and self._gone(note.get("run_id"), folder)):
-            return {}
-        return note
-
-    def _gone(self, run_id: Any, folder: RunFolder) -> bool:
-        """Whether a note speaks of a run that MLflow no longer has (deleted, or another database under the same name)."""
-        logged = self._known.get(folder.path.name)
-        return logged is None or logged.run_id != run_id
-
-    def _write_note(self, folder: RunFolder, note: dict[str, Any]) -> None:
-        path = folder.path / "mlflow.json"
-        try:
-            notes = json.loads(path.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            notes = {}
-        write_atomic(path, json.dumps(notes | {self._place: note}, sort_keys=True) + "\n")
+def tracker_of(settings: Settings, rungs: Sequence[str]) -> Tracker:
+    """The writer of the sweep that `settings` name."""
+    prices = settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour
+    return Tracker(settings.tracking_uri, settings.name, settings.root / "mlartifacts", rungs, *prices)
 
 
-def no_answer(error: BaseException) -> bool:
-    """Whether the store was silent or busy, rather than refusing this one request."""
-    from mlflow.exceptions import MlflowException, RestException
-
-    silent = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # also MLflow's code for a refused connection
-    return isinstance(error, MlflowException) and not isinstance(error, RestException) and error.error_code in silent
-
-
-def logged_run(run: Any) -> Logged:
-    """An MLflow run as what is known of it."""
-    steps = {sys.intern(m.key): m.step for m in run.data.to_proto().metrics}
-    params = frozenset(sys.intern(k) for k in run.data.params)
-    return Logged(run_id=run.info.run_id, start_ms=run.info.start_time, params=params, steps=steps)
+def opened_tracker(settings: Settings, rungs: Sequence[str]) -> Tracker:
+    """The same for a verb that adds to a sweep which was launched."""
+    tracker = tracker_of(settings, rungs)
+    tracker.open_sweep()
+    return tracker
 
 
 def version_of(bundles: Iterable[str]) -> str:

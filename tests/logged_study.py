@@ -20,6 +20,11 @@ from gopher.spec import (
 )
 
 SUBSETS = {"speeches": 0.5, "factbook": 0.2, "code": 0.3}
+MANIFEST = {  # of shards in which every subset has as much distinct text
+    "sha256": "da7a",
+    "tokenizer": {"sha256": "70c3"},
+    "subsets": {n: {"train": {"tokens": 20_000}} for n in SUBSETS},
+}
 SHIFT = {"speeches": 0.3, "factbook": -0.1, "code": -0.45}  # of a subset's loss against the mixture's
 SHAPES = {"54k": (4, 32), "121k": (4, 48), "268k": (5, 64), "601k": (5, 96), "1_3m": (6, 128)}  # layers, width
 

@@ -18,6 +18,7 @@ def gopher(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_verb(tmp_path: Path) -> None:
     done = gopher(tmp_path, "--help")
     assert done.returncode == 0 and all(verb in done.stdout for verb in VERBS)
+    assert len({line.index(what) for line in done.stdout.splitlines() for what in VERBS.values() if what in line}) == 1
 
 
 @pytest.mark.parametrize(

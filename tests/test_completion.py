@@ -37,6 +37,8 @@ def complete(line: str) -> list[str]:
         ("gopher status format=j", ["format=json"]),
         ("gopher logs x fol", ["follow="]),
         ("gopher logs x follow=t", ["follow=true"]),
+        ("gopher eval tasks=[ra", ["tasks=[race_h", "tasks=[race_m"]),
+        ("gopher eval tasks=[race_h,wino", ["tasks=[race_h,winogender"]),
         ("gopher forecast fr", ["freeze"]),
         ("gopher completion ", ["bash", "zsh"]),
         ("gopher launch nothing.like.it", []),

@@ -1,10 +1,13 @@
 """The saved views show what training logs, in sections and colours for people; one slow test draws them in a real browser."""
 
+import base64
 import html
+import json
 import re
 import shutil
 import socket
 import subprocess
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,6 @@ from sweeps.dashboard import (
     SECTIONS,
     dashboard_url,
     rung_color,
-    unpacked,
     view_state,
     view_tags,
 )
@@ -37,6 +39,13 @@ def metric_pairs(state: dict[str, Any]) -> list[tuple[str, str]]:
     charts = state["compareRunCharts"]
     lines = [(c["selectedXAxisMetricKey"], c["metricKey"]) for c in charts if c["type"] == "LINE"]
     return lines + [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in charts if c["type"] == "SCATTER"]
+
+
+def unpacked(tag: str) -> dict[str, Any]:
+    """The page state inside a view tag."""
+    packed = json.loads(tag)["state"].removeprefix("deflate;")
+    state: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(packed)))
+    return state
 
 
 def test_a_view_survives_its_packing() -> None:

@@ -112,5 +112,5 @@ def test_a_check_that_breaks_does_not_hide_the_others(tmp_path: Path) -> None:
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "spec.json").write_text("{}")
     (tmp_path / "runs" / "x" / "state.json").write_text("not json")
-    found = {c.name: c for c in checks.all_checks(settings(tmp_path))}
+    found = checks.all_checks(settings(tmp_path))
     assert found["locks"].verdict == WARN and "checkpoints" in found and found["extras"].verdict in (OK, NOTE)

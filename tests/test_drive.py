@@ -16,7 +16,6 @@ from sweeps.backends import BackendLost, DataJob, Job, ray_gang
 from sweeps.budget import CRASHES
 from sweeps.compose import compose, hydra_session
 from sweeps.drive import (
-    Mirror,
     Work,
     check_space,
     check_steps,
@@ -30,6 +29,7 @@ from sweeps.drive import (
     without_scores,
 )
 from sweeps.folders import make_folders
+from sweeps.mirror import Mirror
 from sweeps.schedule import CRASH, DONE, HELD, LOST, WAITING, Capacity, Event, Status, Task, doom, ready
 from sweeps.screen import Screen
 from sweeps.settings import EvalSettings, Settings, settings_of

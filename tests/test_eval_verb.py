@@ -19,8 +19,10 @@ from gopher.evals.units import Part, Unit, units_of
 from gopher.record import RunFolder
 from sweeps.backends.ray_evals import next_unit
 from sweeps.compose import compose, hydra_session
-from sweeps.settings import ClusterSettings
+from sweeps.settings import ClusterSettings, settings_of
+from sweeps.study import load_study
 from sweeps.verbs import eval as verb
+from sweeps.verbs.compress import sweep_folders
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -53,6 +55,25 @@ def test_one_checkpoint_in_json(own_run: Path, tasks: Path, capsys: pytest.Captu
     assert again["requests_scored"] == 0 and again["results"] == first["results"]
     early = told([*words, "evals.steps=[10]", "evals.floor=false"], capsys)
     assert {r["step"] for r in early["results"]} == {10} and early["requests_scored"] == 60
+
+
+def test_runs_that_share_a_name_are_all_scored(tmp_path: Path) -> None:
+    """They differ in precision alone, which people do not read in a run's name."""
+    words = [
+        "sweep=demo",
+        "rungs=[54k,84k]",
+        "extra_seeds={}",
+        "axes={precision: [float32,bfloat16_sr]}",
+        f"output_root={tmp_path}",
+    ]
+    with hydra_session():
+        settings, study = settings_of(compose(words).tree), load_study(compose, words)
+        folders = [settings.run_dir(r.spec.key) for r in study.runs if r.spec.rung == "54k"]
+        for folder in folders:
+            (folder / "checkpoints" / f"{20:010d}").mkdir(parents=True)
+        trained, left_out = sweep_folders(compose, words, settings)
+    assert len(folders) > 1 and trained == folders
+    assert [one["run"].split("-")[0] for one in left_out] == ["84k"] * len(folders)
 
 
 def test_a_copied_checkpoint_finds_its_tokenizer_by_output_root(

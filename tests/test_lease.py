@@ -93,6 +93,16 @@ def test_neighbours_read_what_a_driver_tells(tmp_path: Path) -> None:
     assert found is not None and found.live and (found.holder.cpus, found.holder.head_since) == (4, 7.0)
 
 
+def test_what_another_version_tells_beside_it_is_passed_over(tmp_path: Path) -> None:
+    """Drivers of the first versions also wrote how large their waiting task was."""
+    theirs = stranger()
+    use_file(tmp_path, "x").write_text(json.dumps(asdict(theirs) | {"cpus": 4, "head_cpus": 8, "head_gpus": 0}))
+    (tmp_path / "lease.json").write_text(json.dumps(asdict(theirs) | {"head_cpus": 0, "head_gpus": 0}))
+    found = read(tmp_path)
+    assert found is not None and found.holder == replace(theirs, cpus=4)
+    assert lease.holder_in(tmp_path / "lease.json") == theirs
+
+
 def test_a_disk_that_refuses_writes_for_a_while_takes_nobodys_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,7 +130,7 @@ def test_alone_a_sweep_has_everything_and_beside_a_hungry_one_its_share() -> Non
 
 def test_whoever_waited_too_long_is_served_alone() -> None:
     whole, late = Capacity(cpus=8, gpus=0), PATIENCE_SECONDS + 1
-    big, small = holder("big", head_cpus=8, head_since=0.0), holder("small", cpus=3, head_since=50.0)
+    big, small = holder("big", head_since=0.0), holder("small", cpus=3, head_since=50.0)
     assert allowance(whole, small, [big], late).cpus == 3  # keeps what runs, starts nothing
     assert allowance(whole, big, [replace(small, cpus=0)], late).cpus == 8
 

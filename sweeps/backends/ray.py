@@ -11,7 +11,6 @@ a worker, a gang or the driver, and Ray's own checkpoint registry isn't needed.
 import contextlib
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from gopher.record import RunFolder
 from sweeps.backends import LOST_TIMES, BackendLost, DataJob, EvalJob, Job
 from sweeps.backends.ray_gang import Gang, Hub, first_line, gang_shape
 from sweeps.backends.ray_lean import lean_node
+from sweeps.machine import answers, usable_cpus
 from sweeps.pulse import beating
 from sweeps.schedule import CRASH, FINAL, Capacity, Event, Task
 from sweeps.settings import ClusterSettings
@@ -47,6 +47,7 @@ OBJECT_STORE_BYTES = 100 * 2**20  # runs talk through files; Ray's store carries
 GANGS_TOGETHER = 16  # whose controllers and mailboxes share a process, and would fall together
 CALLS_TOGETHER = 100_000  # to such a process: every worker has one waiting there
 CHECK_SECONDS = 2.0  # between looks whether Ray still lives
+ANSWER_SECONDS = 5.0  # that a Ray which lives may take to answer
 
 
 def import_ray() -> Any:
@@ -219,7 +220,8 @@ class RayBackend:
         dead = [kind for kind, _ in node.dead_processes()] if self._local else []
         if self._lives and self.ray.wait(self._lives, timeout=0)[0]:
             dead.append("process of gang controllers")
-        if dead or not answers(self.ray.get_runtime_context().gcs_address):
+        host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
+        if dead or not answers(host, int(port), ANSWER_SECONDS):
             self.lost = True
             if self._local:
                 node.kill_all_processes(check_alive=False, allow_graceful=False)
@@ -306,18 +308,3 @@ def hide_gpus_of_others() -> None:
 
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def answers(address: str) -> bool:
-    """Whether something listens at host:port."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            return True
-    except OSError:
-        return False
-
-
-def usable_cpus() -> int:
-    """Cores this process may run on, at least one."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))

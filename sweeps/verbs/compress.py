@@ -11,7 +11,7 @@ from gopher.errors import UsageError
 from gopher.record import RunFolder
 from sweeps.screen import console, table
 from sweeps.settings import Settings, settings_of
-from sweeps.study import ComposeFn, load_study
+from sweeps.study import ComposeFn, load_study, run_name
 
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
@@ -38,13 +38,14 @@ def sweep_folders(
 ) -> tuple[list[Path], list[dict[str, str]]]:
     """Run folders of the sweep that have a checkpoint, and the others with the reason."""
     study = load_study(compose, overrides)
-    folders = {r.name: settings.run_dir(r.spec.key) for r in study.runs}
-    ready = {name: f for name, f in folders.items() if any(f.glob("checkpoints/[0-9]*"))}
-    if not ready:
+    names = {settings.run_dir(run.spec.key): run_name(run.spec) for run in study.runs}
+    trained = {folder: any(folder.glob("checkpoints/[0-9]*")) for folder in names}
+    if not any(trained.values()):
         raise UsageError(
             f"no run of {study.name} has a checkpoint; launch the sweep first, or name one by checkpoint=DIR"
         )
-    return list(ready.values()), [{"run": n, "reason": "no checkpoint"} for n in folders if n not in ready]
+    left_out = [{"run": names[folder], "reason": "no checkpoint"} for folder, there in trained.items() if not there]
+    return [folder for folder, there in trained.items() if there], left_out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from sweeps.checks import FAIL, all_checks
 from sweeps.screen import console, table
@@ -14,11 +13,12 @@ STYLES = {"ok": "green", "note": "dim", "warn": "yellow", "fail": "bold red"}
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     settings = settings_of(compose(overrides).tree)
-    checks = all_checks(settings)
-    failed = sum(c.verdict == FAIL for c in checks)
+    findings = all_checks(settings)
+    failed = any(f.verdict == FAIL for f in findings.values())
     if settings.format == "json":
-        print(json.dumps({"ok": not failed, "checks": [asdict(c) for c in checks]}, indent=2))
+        checks = [{"name": name, **f._asdict()} for name, f in findings.items()]
+        print(json.dumps({"ok": not failed, "checks": checks}, indent=2))
     else:
-        rows = [[c.name, f"[{STYLES[c.verdict]}]{c.verdict}[/]", c.found, c.cure or ""] for c in checks]
+        rows = [[n, f"[{STYLES[f.verdict]}]{f.verdict}[/]", f.found, f.cure or ""] for n, f in findings.items()]
         console().print(table("gopher doctor", ["check", "verdict", "found", "cure"], rows))
     return 1 if failed else 0

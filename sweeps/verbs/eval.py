@@ -10,7 +10,7 @@ from gopher.record import RunFolder
 from sweeps.screen import console, table
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn
-from sweeps.track import Tracker, version_of
+from sweeps.track import opened_tracker, version_of
 from sweeps.verbs.compress import sweep_folders
 
 PATIENCE_SECONDS = 60.0
@@ -140,8 +140,7 @@ def into_mlflow(
         say(f"the scores are in {folder / 'metrics.jsonl'}; gopher eval sweep=... sends them to MLflow", markup=False)
         return
     version = version_of(b.key for one in compiled for b in one.bundles.values())
-    tracker = Tracker(settings.tracking_uri, settings.name, settings.root / "mlartifacts", rungs)
-    tracker.open_sweep("")
+    tracker = opened_tracker(settings, rungs)
     if undelivered := tracker.flush(list(folders.values()), PATIENCE_SECONDS):
         say(undelivered, markup=False)
         return

@@ -14,7 +14,7 @@ from sweeps.provenance import code_state, versions
 from sweeps.screen import console
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn, check_rungs, load_study
-from sweeps.track import Tracker
+from sweeps.track import opened_tracker
 from sweeps.verbs.fit import fit_request
 
 ACTIONS = ("freeze", "score", "list")
@@ -165,8 +165,5 @@ def forecast_row(f: Any) -> list[str]:
 def to_mlflow(tree: dict[str, Any], settings: Settings) -> None:
     """The forecast files onto the MLflow run of the sweep; those about a table only where tracking.uri names a store."""
     if tree["points"] is None or settings.tracking.uri is not None:
-        tracker = Tracker(
-            settings.tracking_uri, settings.name, settings.root / "mlartifacts", check_rungs(tree["rungs"])
-        )
-        tracker.open_sweep("")
+        tracker = opened_tracker(settings, check_rungs(tree["rungs"]))
         tracker.log_folder(settings.sweep_dir / "forecasts", "forecasts")

@@ -15,7 +15,6 @@ from sweeps.backends import Backend, BackendLost, DataJob
 from sweeps.backends.ray import RayBackend, import_ray
 from sweeps.background import back_off, detach, start_again
 from sweeps.drive import (
-    Mirror,
     Work,
     check_space,
     check_steps,
@@ -32,6 +31,7 @@ from sweeps.drive import (
 from sweeps.folders import make_folders
 from sweeps.interrupts import Interrupts
 from sweeps.lookout import TAKEN_OVER, room_at_start, stop_asked
+from sweeps.mirror import Mirror
 from sweeps.provenance import check_clean, code_state
 from sweeps.redact import hide_secrets, redacted
 from sweeps.schedule import Status
@@ -39,7 +39,7 @@ from sweeps.screen import Screen, console
 from sweeps.settings import Settings, settings_of
 from sweeps.status import run_rows
 from sweeps.study import ComposeFn, Study, load_study
-from sweeps.track import Tracker
+from sweeps.track import Tracker, tracker_of
 from sweeps.verbs.status import as_json
 
 
@@ -86,8 +86,7 @@ def launch(compose: ComposeFn, overrides: Sequence[str]) -> int:
         ThreadPoolExecutor(max_workers=1) as background,
         Interrupts() as interrupts,
     ):
-        prices = settings.cluster.usd_per_gpu_hour, settings.cluster.usd_per_cpu_hour
-        tracker = Tracker(settings.tracking_uri, study.name, settings.root / "mlartifacts", study.rungs, *prices)
+        tracker = tracker_of(settings, study.rungs)
         folders = [RunFolder(settings.run_dir(r.spec.key)) for r in study.runs]
         missing, unscored = unfinished(study, settings), without_scores(study, settings)
         if not missing and not unscored and tracker.delivered(folders):

@@ -11,7 +11,7 @@ from sweeps.provenance import code_state, versions
 from sweeps.redact import hide_secrets
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn, check_rungs
-from sweeps.track import Tracker
+from sweeps.track import opened_tracker
 from sweeps.verbs.fit import fit_request
 
 
@@ -70,8 +70,7 @@ def log_report(settings: Settings, rungs: Sequence[str], result: Any, folder: Pa
     from analysis.result import to_json
 
     told = findings(result)
-    tracker = Tracker(settings.tracking_uri, settings.name, settings.root / "mlartifacts", rungs)
-    tracker.open_sweep("")
+    tracker = opened_tracker(settings, rungs)
     numbers = {f"fit/{name}": float(value) for name, value in result.params.items()}
     note = note_text(told, sorted(p.stem for p in (folder / "figures").glob("*.png")), settings.name)
     tracker.log_report(json.loads(json.dumps(to_json(result))), folder, note, numbers)

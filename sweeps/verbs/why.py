@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gopher.errors import GopherError
-from gopher.identity import flatten
+from gopher.identity import difference, flatten
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
 from sweeps.find import Found, find_run, known_runs, one_word
 from sweeps.screen import console, table
@@ -84,13 +84,13 @@ def nearest(found: Found, runs: list[Found]) -> dict[str, Any] | None:
     mine = fields(found)
     candidates = []
     for other in runs:
-        if other.key != found.key and (differences := differing(mine, fields(other))) is not None:
-            candidates.append((len(differences), other.spec.get("rung") != found.spec.get("rung"), other.key, other))
-    for _, _, _, other in sorted(candidates, key=lambda c: c[:3]):  # states are files: read as few as possible
+        if other.key != found.key:
+            pairs = difference(mine, fields(other))
+            candidates.append((len(pairs), other.spec.get("rung") != found.spec.get("rung"), other.key, other, pairs))
+    for *_, other, pairs in sorted(candidates, key=lambda c: c[:3]):  # states are files: read as few as possible
         state = other.folder.state()
         if state is not None and state.state == FINISHED:
-            pairs = differing(mine, fields(other))
-            named = {k: {"this": mine.get(k, "(absent)"), "that": fields(other).get(k, "(absent)")} for k in pairs}
+            named = {field: {"this": this, "that": that} for field, (this, that) in pairs.items()}
             return {"key": other.key, "rung": other.spec.get("rung"), "seed": other.spec.get("seed"), "differs": named}
     return None
 
@@ -98,11 +98,6 @@ def nearest(found: Found, runs: list[Found]) -> dict[str, Any] | None:
 def fields(run: Found) -> dict[str, Any]:
     """Dotted field -> value of everything that the key is made of."""
     return {k: v for k, v in flatten(run.spec).items() if k not in LABELS}
-
-
-def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    missing = object()
-    return [k for k in sorted({*a, *b}) if a.get(k, missing) != b.get(k, missing)]
 
 
 def dependencies(found: Found, root: Path) -> list[dict[str, Any]]:

@@ -372,7 +372,7 @@ def exact(value: float | None) -> str:
 
 def mlflow_rows(uri: str, sweep: str) -> Rows:
     """The same from MLflow's full metric histories."""
-    from sweeps.track import import_mlflow
+    from sweeps.mlflow_client import import_mlflow
 
     client: Any = import_mlflow().MlflowClient(uri)
     experiment = client.get_experiment_by_name(sweep)
