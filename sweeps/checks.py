@@ -159,8 +159,9 @@ def ray(settings: Settings) -> Finding:
     address = address or current_ray()
     if not address:
         return Finding(FAIL, "no Ray runs here", "ray start --head, or set RAY_ADDRESS")
-    host, _, number = address.rpartition("://")[2].rpartition(":")
-    if not answers(host, int(number or 6379), ANSWER_SECONDS):
+    place = urlsplit(address if "://" in address else f"//{address}")
+    usual = 10001 if place.scheme == "ray" else 6379
+    if not answers(place.hostname or "127.0.0.1", place.port or usual, ANSWER_SECONDS):
         return Finding(FAIL, f"{address} does not answer", "ray start --head there, or cluster=local")
     return Finding(OK, f"{version} at {address}")
 

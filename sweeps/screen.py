@@ -2,12 +2,15 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from sweeps.status import PlanRow, RunRow, counts
 
 WIDE_COLUMNS = 200
 MANY_ROWS = 200  # a longer table is laid out by hand
+GAP = 3  # columns between two of a table
 STYLES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}
 
 
@@ -41,14 +44,47 @@ def console(stderr: bool = False) -> Any:
     return Console(file=file, highlight=False, soft_wrap=True, width=width)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Any:
-    """A plain rich table; numbers and short words right-aligned, the first and last columns left."""
-    if len(rows) > MANY_ROWS:
-        return many_rows(title, columns, rows)
-    from rich import box
-    from rich.table import Table
+@dataclass(frozen=True)
+class Table:
+    """Rows under a title; numbers and short words right-aligned, the first and last columns left.
 
-    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    Where a terminal is too narrow, columns named in `spare` are left out, the first of them first, and the title says so.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    spare: tuple[str, ...] = ()
+
+    def __rich_console__(self, _console: Any, options: Any) -> Iterator[Any]:
+        lengths = [[cell_length(cell) for cell in row] for row in (self.columns, *self.rows)]
+        needed = dict(zip(self.columns, (max(column) for column in zip(*lengths, strict=True)), strict=True))
+        needed[self.columns[-1]] = max(
+            len(word) for row in (self.columns, *self.rows) for word in row[-1].split() or [""]
+        )
+        left_out: list[str] = []
+        for name in self.spare:
+            if sum(needed.values()) + GAP * len(needed) > options.max_width:
+                del needed[name]
+                left_out.append(name)
+        kept = [i for i, name in enumerate(self.columns) if name in needed]
+        title = f"{self.title}; no room for {', '.join(left_out)}" if left_out else self.title
+        columns, *rows = ([row[i] for i in kept] for row in (self.columns, *self.rows))
+        yield many_rows(title, columns, rows) if len(rows) > MANY_ROWS else few_rows(title, columns, rows)
+
+
+def cell_length(cell: str) -> int:
+    """Columns that a cell takes, its style apart."""
+    from rich.text import Text
+
+    return len(Text.from_markup(cell)) if "[" in cell else len(cell)
+
+
+def few_rows(title: str, columns: list[str], rows: list[list[str]]) -> Any:
+    from rich import box
+    from rich import table as rich_table
+
+    out = rich_table.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
         out.add_column(name, justify="left" if i in (0, len(columns) - 1) else "right", no_wrap=i < len(columns) - 1)
     for row in rows:
@@ -60,10 +96,7 @@ def many_rows(title: str, columns: list[str], rows: list[list[str]]) -> Any:
     """The same as lines of text: laying out a thousand rows takes rich longer than reading them from disk."""
     from rich.text import Text
 
-    def seen(cell: str) -> int:
-        return len(Text.from_markup(cell)) if "[" in cell else len(cell)
-
-    lengths = [[seen(cell) for cell in row] for row in (columns, *rows)]
+    lengths = [[cell_length(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(column) for column in zip(*lengths, strict=True)]
     lines = [title, ""]
     for row, length in zip((columns, *rows), lengths, strict=True):
@@ -73,10 +106,10 @@ def many_rows(title: str, columns: list[str], rows: list[list[str]]) -> Any:
     return Text.from_markup("\n".join(lines))
 
 
-def status_table(name: str, rows: list[RunRow]) -> Any:
+def status_table(name: str, rows: list[RunRow]) -> Table:
     columns = ["rung", "seed", "lr", "state", "step", "tokens", "train loss", "val loss", "tok/s", "ETA", "run"]
     summary = ", ".join(f"{n} {state}" for state, n in counts(rows).items() if n)
-    return table(f"{name}: {summary}", columns, [status_line(r) for r in rows])
+    return Table(f"{name}: {summary}", columns, [status_line(r) for r in rows], ("tokens", "train loss", "tok/s", "lr"))
 
 
 def status_line(row: RunRow) -> list[str]:
@@ -89,15 +122,17 @@ def status_line(row: RunRow) -> list[str]:
     return [row.rung, str(row.seed), f"{row.lr:g}", state, *numbers, tail]
 
 
-def plan_table(name: str, rows: list[PlanRow], total_flops: float) -> Any:
-    columns = ["rung", "seed", "lr", "params", "non-emb.", "tokens", "steps", "batch", "FLOPs", "6 N D", "state", "run"]
+def plan_table(name: str, rows: list[PlanRow], total_flops: float) -> Table:
+    columns = ["rung", "seed", "lr", "params", "non-emb.", "tokens", "steps", "batch", "FLOPs", "6 N D"]
+    columns += ["workers", "GB each", "state", "run"]
     lines = [
         [r.rung, str(r.seed), f"{r.lr:g}", human(r.params_total), human(r.params_non_embedding)]
-        + [human(r.tokens), f"{r.steps:,}", human(r.batch_tokens)]
-        + [f"{r.train_flops:.2e}", f"{r.train_flops_6n:.2e}", r.state, r.key]
+        + [human(r.tokens), f"{r.steps:,}", human(r.batch_tokens), f"{r.train_flops:.2e}", f"{r.train_flops_6n:.2e}"]
+        + [str(r.workers), f"{sum(r.worker_bytes.values()) / 1e9:.3g}", r.state, r.key]
         for r in rows
     ]
-    return table(f"{name}: {len(rows)} runs, {total_flops:.2e} training FLOPs", columns, lines)
+    spare = ("steps", "batch", "6 N D", "non-emb.", "workers", "GB each", "lr")
+    return Table(f"{name}: {len(rows)} runs, {total_flops:.2e} training FLOPs", columns, lines, spare)
 
 
 class Screen:

@@ -104,7 +104,7 @@ def server_environment(uri: str, root: Path) -> dict[str, str]:
 
 def check_port(port: int) -> None:
     if not 1 <= port <= 65535:
-        raise UsageError(f"ui.port is {port}; give a port between 1024 and 65535")
+        raise UsageError(f"ui.port is {port}; give a port between 1 and 65535")
     if error := cannot_listen(port):
         free = next((p for p in range(max(port, 1023) + 1, 65536) if not cannot_listen(p)), None)
         raise SetupError(f"port {port} of {HOST} cannot be used ({error}); try ui.port={free or 5000}")

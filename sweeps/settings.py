@@ -82,7 +82,7 @@ class UiSettings:
     open: bool = False
 
     def __post_init__(self) -> None:
-        require(1 <= self.port <= 65535, f"ui.port is {self.port}; give a port between 1024 and 65535")
+        require(1 <= self.port <= 65535, f"ui.port is {self.port}; give a port between 1 and 65535")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
 """Where every run of a sweep stands, read from the run folders alone."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from gopher.record import FINISHED, RUNNING, RunFolder, RunState
-from gopher.size import params_non_embedding, params_total, train_flops, train_flops_6n
+from gopher.size import params_non_embedding, params_total, train_bytes, train_flops, train_flops_6n
 from gopher.spec import RunSpec
 from sweeps.settings import Settings
 from sweeps.study import Study
@@ -72,12 +72,15 @@ class PlanRow:
     batch_tokens: int
     train_flops: float
     train_flops_6n: float
+    workers: int
+    worker_bytes: dict[str, float]  # of one worker: parameters, gradients and moments, activations apart
     state: str
 
 
 def plan_rows(study: Study, settings: Settings) -> list[PlanRow]:
     rows = []
-    for spec, row in zip(study.specs, run_rows(study.specs, settings), strict=True):
+    for run, row in zip(study.runs, run_rows(study.specs, settings), strict=True):
+        spec, workers = run.spec, run.placement.workers
         rows.append(
             PlanRow(
                 key=spec.key,
@@ -91,6 +94,8 @@ def plan_rows(study: Study, settings: Settings) -> list[PlanRow]:
                 batch_tokens=spec.batch_tokens(0),
                 train_flops=train_flops(spec),
                 train_flops_6n=train_flops_6n(spec),
+                workers=workers,
+                worker_bytes=asdict(train_bytes(spec, workers)),
                 state=row.state,
             )
         )

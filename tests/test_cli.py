@@ -74,6 +74,12 @@ def test_plan_and_status_as_json(tmp_path: Path) -> None:
         "flops_convention",
         "state",
     }
+    assert [r["workers"] for r in plan["runs"]] == [1, 4, 16, 64, 256, 4096]
+    assert first["worker_bytes"] == {
+        "parameters": 4 * 43_663_872,
+        "gradients": 4 * 43_663_872,
+        "moments": 8 * 43_663_872,
+    }
     assert (
         named <= set(first)
         and first["params_total"] == 43_663_872

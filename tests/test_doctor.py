@@ -79,7 +79,7 @@ def test_interrupted_runs_and_old_leases_are_named(run: RunFolder) -> None:
     assert found.verdict == WARN and run.path.name in found.found and "lease of s" in found.found
 
 
-def test_services_that_do_not_answer(tmp_path: Path) -> None:
+def test_services_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         closed = free.getsockname()[1]
@@ -88,6 +88,10 @@ def test_services_that_do_not_answer(tmp_path: Path) -> None:
     assert mlflow.verdict == FAIL and "does not answer" in mlflow.found and "hunter2" not in mlflow.found
     ray = checks.ray(settings(tmp_path, cluster=ClusterSettings(address=f"127.0.0.1:{closed}")))
     assert ray.verdict == FAIL and "does not answer" in ray.found
+    monkeypatch.setattr(checks, "ANSWER_SECONDS", 0.1)
+    for address in ("no-host.invalid", "ray://no-host.invalid"):  # with the usual port
+        ray = checks.ray(settings(tmp_path, cluster=ClusterSettings(address=address)))
+        assert ray.verdict == FAIL and ray.found == f"{address} does not answer"
     with socket.create_server(("127.0.0.1", 0)) as server:
         number = server.getsockname()[1]
         taken = checks.port(settings(tmp_path, ui=UiSettings(port=number)))

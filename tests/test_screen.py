@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sweeps.screen import MANY_ROWS, Screen, duration, human, loss, table
+from sweeps.screen import MANY_ROWS, Screen, Table, duration, human, loss
 from sweeps.status import RunRow
 
 
@@ -85,9 +85,30 @@ def test_a_log_on_a_full_disk_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     screen.update([row("running", 1)])
 
 
+def shown(table: Table, width: int) -> list[str]:
+    from rich.console import Console
+
+    file = io.StringIO()
+    Console(file=file, width=width).print(table)
+    return file.getvalue().rstrip("\n").split("\n")
+
+
+@pytest.mark.parametrize("count", [1, MANY_ROWS + 1])
+def test_a_narrow_terminal_gets_fewer_columns_and_never_half_of_one(count: int) -> None:
+    """Spare columns go one after another; the title says which, and what stays is whole."""
+    cells = ["54k", "a" * 20, "[green]b[/]" + "b" * 19, "0123456789ab and a reason that may be folded"]
+    table = Table("t", ["rung", "first", "second", "run"], [cells] * count, spare=("first", "second"))
+    for width, gone in ((100, []), (50, ["first"]), (30, ["first", "second"])):
+        lines = shown(table, width)
+        assert lines[0].strip() == "t" + (f"; no room for {', '.join(gone)}" if gone else "")
+        page = "\n".join(lines)
+        assert "…" not in page and "0123456789ab" in page and "54k" in page
+        assert ("a" * 20 in page) == ("first" not in gone) and ("b" * 20 in page) == ("second" not in gone)
+
+
 def test_a_long_table_says_the_same_in_lines() -> None:
     rows = [[f"r{i}", "[green]finished[/]" if i % 2 else "new", str(i)] for i in range(MANY_ROWS + 1)]
-    lines = table("many", ["rung", "state", "run"], rows).plain.split("\n")
+    lines = shown(Table("many", ["rung", "state", "run"], rows), 80)
     assert lines[0] == "many" and lines[2].split() == ["rung", "state", "run"]
     assert [line.split() for line in lines[3:]] == [
         [a, "finished" if i % 2 else "new", c] for i, (a, _, c) in enumerate(rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gopher.errors import UsageError
 from gopher.record import RunFolder
-from sweeps.screen import console, table
+from sweeps.screen import Table, console
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn, load_study, run_name
 
@@ -117,7 +117,7 @@ def show(text: Text, rows: Sequence[dict[str, Any]]) -> None:
         ]
         for r in rows
     ]
-    console().print(table(f"{text.source}, {len(text.raw):,} bytes", columns, lines))
+    console().print(Table(f"{text.source}, {len(text.raw):,} bytes", columns, lines))
     console().print("every rung's file was decompressed again and is equal bit for bit", style="dim")
 
 

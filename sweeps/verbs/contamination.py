@@ -9,7 +9,7 @@ from typing import Any
 
 from gopher.errors import UsageError
 from gopher.record import RunFolder
-from sweeps.screen import console, table
+from sweeps.screen import Table, console
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn, load_study
 
@@ -58,7 +58,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         [r["task"], *(f"{r[k]:,}" for k in ("items", "dirty", "clean", "unjudged")), percent(r["dirty_share"])]
         for r in results
     ]
-    console().print(table(f"13-gram overlap with the training text {data_key}", columns, lines))
+    console().print(Table(f"13-gram overlap with the training text {data_key}", columns, lines))
     if scores:
         console().print(scores_table([*results, *groups]))
     for one in skipped:
@@ -148,7 +148,7 @@ def scores_table(results: Sequence[dict[str, Any]]) -> Any:
         for r in results
         for metric, subsets in r["scores"].items()
     ]
-    return table("mean +- standard error (items)", ["task", "metric", *parts], lines)
+    return Table("mean +- standard error (items)", ["task", "metric", *parts], lines)
 
 
 def value_of(part: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from sweeps.checks import FAIL, all_checks
-from sweeps.screen import console, table
+from sweeps.screen import Table, console
 from sweeps.settings import settings_of
 from sweeps.study import ComposeFn
 
@@ -20,5 +20,5 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         print(json.dumps({"ok": not failed, "checks": checks}, indent=2))
     else:
         rows = [[n, f"[{STYLES[f.verdict]}]{f.verdict}[/]", f.found, f.cure or ""] for n, f in findings.items()]
-        console().print(table("gopher doctor", ["check", "verdict", "found", "cure"], rows))
+        console().print(Table("gopher doctor", ["check", "verdict", "found", "cure"], rows))
     return 1 if failed else 0

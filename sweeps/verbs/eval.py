@@ -7,7 +7,7 @@ from typing import Any
 
 from gopher.errors import UsageError
 from gopher.record import RunFolder
-from sweeps.screen import console, table
+from sweeps.screen import Table, console
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn
 from sweeps.track import opened_tracker, version_of
@@ -154,7 +154,7 @@ def show(told: dict[str, Any]) -> None:
         [r["rung"], str(r["seed"]), str(r["step"]), r["task"], r["metric"], number(r["value"]), number(r["stderr"]), str(r["n"])]
         for r in told["results"]
     ]  # fmt: skip
-    console().print(table("task scores", ["rung", "seed", "step", "task", "metric", "value", "±", "items"], rows))
+    console().print(Table("task scores", ["rung", "seed", "step", "task", "metric", "value", "±", "items"], rows))
     for one in told["skipped"]:
         console(stderr=True).print(f"skipped: {one['task']} ({one['reason']})", markup=False)
     for one in told["left_out"]:

@@ -123,7 +123,7 @@ def show(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], set
     """All forecasts of the sweep and how they did."""
     from analysis.forecast import calibration
     from analysis.forecast_files import load_all
-    from sweeps.screen import table
+    from sweeps.screen import Table
 
     found = load_all(settings.sweep_dir / "forecasts")
     record = calibration(found)
@@ -140,7 +140,7 @@ def show(compose: ComposeFn, overrides: Sequence[str], tree: dict[str, Any], set
         )
         return
     columns = ["target", "law", "predicted", "95 % interval", "actual", "inside", "frozen", "forecast"]
-    console().print(table(f"forecasts of {settings.name}", columns, [forecast_row(f) for f in found]))
+    console().print(Table(f"forecasts of {settings.name}", columns, [forecast_row(f) for f in found]))
     inside = ", ".join(f"{record.inside[level]} of {record.scored} inside {level} %" for level in record.inside)
     console().print(
         f"calibration: {record.scored} scored ({inside}); still pending: {record.pending}; backtests: {record.backtests}"

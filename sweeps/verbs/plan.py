@@ -10,6 +10,8 @@ from sweeps.settings import settings_of
 from sweeps.status import plan_rows
 from sweeps.study import ComposeFn, load_study
 
+STATE = "parameters, gradients and moments that one worker holds, activations apart"
+
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     settings = settings_of(compose(overrides).tree)
@@ -26,5 +28,5 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
         print(json.dumps({"sweep": study.name, "runs": runs, "totals": totals}, indent=2))
     else:
         console().print(plan_table(study.name, rows, totals["train_flops"]))
-        console().print(f"FLOPs: {FLOPS_CONVENTION}; 6 N D: N all parameters", style="dim")
+        console().print(f"FLOPs: {FLOPS_CONVENTION}; 6 N D: N all parameters; GB each: {STATE}", style="dim")
     return 0

@@ -79,7 +79,7 @@ def options_of(
 
 def advice_tables(advice: Any) -> list[Any]:
     """The ranking of single runs, the best sequence, and what to keep in mind."""
-    from sweeps.screen import human, table
+    from sweeps.screen import Table, human
 
     def row(s: Any) -> list[str]:
         after = "-" if s.sd_after is None else f"{s.sd_after:.3f} %"
@@ -92,7 +92,7 @@ def advice_tables(advice: Any) -> list[Any]:
     now = next((s.sd_now for s in advice.ranking if s.sd_now is not None), None)
     title = f"{advice.law}: standard deviation at the target now {'unknown' if now is None else f'{now:.3f} %'}"
     return [
-        table(title, columns, [row(s) for s in advice.ranking[:12]]),
-        table("one after another", columns, [row(s) for s in advice.sequence]),
+        Table(title, columns, [row(s) for s in advice.ranking[:12]]),
+        Table("one after another", columns, [row(s) for s in advice.sequence]),
         *advice.notes,
     ]

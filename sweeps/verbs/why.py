@@ -9,7 +9,7 @@ from gopher.errors import GopherError
 from gopher.identity import difference, flatten
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
 from sweeps.find import Found, find_run, known_runs, one_word
-from sweeps.screen import console, table
+from sweeps.screen import Table, console
 from sweeps.settings import Settings, settings_of
 from sweeps.study import ComposeFn, load_study
 from sweeps.worker_output import events_of
@@ -141,4 +141,4 @@ def show(answer: dict[str, Any]) -> None:
         return
     title = f"differs from the nearest finished run, {near['rung']} seed {near['seed']} ({near['key']}), in"
     rows = [[name, str(pair["this"]), str(pair["that"])] for name, pair in near["differs"].items()]
-    say(table(title, ["field", "this run", "that run"], rows))
+    say(Table(title, ["field", "this run", "that run"], rows))
