@@ -6,6 +6,7 @@ rungs with replacement would often leave fewer rungs than parameters. The residu
 (scaled inverse chi-square), so that three degrees of freedom give intervals as wide as Student's t.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from analysis.rows import Array
 
 FEW_DESIGNS = 20  # below this many design points, resampling them is not a picture of the sampling error
 CHUNK_CELLS = 60_000  # resamples x points held at once
+LEVELS = (80, 95)  # of the intervals of parameters
+Interval = tuple[float, float]
 TOLERANCE = 1e-9  # relative gain at which a resample has converged: far below what an interval can show
 
 
@@ -127,7 +130,16 @@ def draw_noise(e: Estimate, count: int, rng: np.random.Generator) -> Array:
     return sd * shared + seeds - np.array([seeds[:, design == d].mean(1) for d in design]).T
 
 
-def interval(values: Array, level: float) -> tuple[float, float]:
+def uncertainty(samples: Mapping[str, Array]) -> tuple[dict[str, dict[str, Interval]], dict[str, float]]:
+    """Percentile intervals and standard deviations of resampled quantities, by name."""
+    return {name: intervals(v) for name, v in samples.items()}, {name: deviation(v) for name, v in samples.items()}
+
+
+def intervals(values: Array) -> dict[str, Interval]:
+    return {str(level): interval(values, level) for level in LEVELS}
+
+
+def interval(values: Array, level: float) -> Interval:
     """Percentile interval of a sample, ignoring resamples in which the quantity does not exist."""
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, [50 - level / 2, 50 + level / 2]) if len(finite) else (np.nan, np.nan)

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import deviation, interval, resample
+from analysis.bootstrap import Interval, interval, resample, uncertainty
 from analysis.estimate import Estimate, estimate
+from analysis.fit import counts, law_delta
 from analysis.holdout import HoldOut
 from analysis.identify import Verdict, judge
 from analysis.law import Law
 from analysis.laws import law_named
-from analysis.result import LEVELS, FitResult, FitSettings, Interval, Prediction
+from analysis.result import FitResult, FitSettings, Prediction
 from analysis.rows import Array, Point, Points
 from analysis.scores import ScoreCurve, curve_named, fit_scores
 from analysis.task_runs import TaskRun, TaskSettings, smoothed
@@ -37,12 +38,25 @@ class ScoreFit:
     residuals: Array  # of final scores, one a run
     runs: int
 
-    def draw(self, loss: Array, rng: np.random.Generator, noise: bool = True) -> Array:
-        """A score for each loss, from the resamples in turn."""
+    @property
+    def named(self) -> dict[str, float]:
+        return dict(zip(self.curve.parameters, map(float, self.params), strict=True))
+
+    @property
+    def columns(self) -> dict[str, Array]:
+        """Resampled parameters by name; empty without resamples."""
+        return dict(zip(self.curve.parameters, self.samples.T, strict=True)) if len(self.samples) else {}
+
+    def at(self, loss: float) -> float:
+        """The score at a task loss."""
+        return float(self.curve.value(self.params, np.array([loss]))[0])
+
+    def draw(self, loss: Array, rng: np.random.Generator) -> Array:
+        """A score for each loss, from the resamples in turn, with the noise of a final score."""
         p = self.samples[np.arange(len(loss)) % len(self.samples)]
         score = np.array([self.curve.value(row, np.array([x]))[0] for row, x in zip(p, loss, strict=True)])
         widen = np.sqrt(self.runs / max(self.runs - len(self.params), 1))
-        return score + (widen * rng.choice(self.residuals, len(loss)) if noise else 0.0)
+        return score + widen * rng.choice(self.residuals, len(loss))
 
 
 def fit_step2(runs: Sequence[TaskRun], task: TaskSettings, count: int, seed: int) -> ScoreFit:
@@ -92,8 +106,8 @@ def fit_chain(runs: tuple[TaskRun, ...], task: TaskSettings, s: FitSettings, sou
     e = estimate(
         law,
         points,
-        parameters=law.counts if s.parameters == "auto" else s.parameters,
-        delta=law.delta if s.delta is None else s.delta,
+        parameters=counts(law, s),
+        delta=law_delta(law, s),
         wide=True,
     )
     return chain_result(e, runs, step2, task, s)
@@ -104,13 +118,8 @@ def chain_result(
 ) -> FitResult:
     r = resample(e, s.bootstrap, s.seed)
     verdict, found = judge(e, r)
-    names = dict(zip(step2.curve.parameters, map(float, step2.params), strict=True))
-    ci: dict[str, dict[str, Interval]] = {}
-    errors: dict[str, float] = {}
-    columns = dict(zip(step2.curve.parameters, step2.samples.T, strict=True)) if len(step2.samples) else {}
-    for name, values in ((r.quantities(e) if r else {}) | columns).items():
-        ci[name] = {str(level): interval(values, level) for level in LEVELS}
-        errors[name] = deviation(values)
+    params = e.params | step2.named
+    ci, errors = uncertainty((r.quantities(e) if r else {}) | step2.columns)
     chained = [
         chained_target(e, r.theta if r else None, step2, target_inputs(e.law, run.point(task.last), s), s)
         for run in runs
@@ -132,9 +141,9 @@ def chain_result(
         requested=s.law,
         settings=s,
         x=None,
-        parameters=e.points.parameter_column(s.parameters if s.parameters != "auto" else e.law.counts),
+        parameters=e.points.parameter_column(counts(e.law, s)),
         points=e.points,
-        params=e.params | names,
+        params=params,
         objective=e.optimum.objective,
         objective_name=f"step 1 ({e.law.name}): Huber or least squares of log task loss; step 2 in tables",
         optimum=e.optimum,
@@ -154,7 +163,7 @@ def chain_result(
         profiles=found,
         tables=tables,
         fitted=e.loss * np.exp(-e.residuals),
-        sample_values=np.empty((0, len(e.params) + len(names))),
+        sample_values=np.empty((0, len(params))),
     )
 
 
@@ -177,7 +186,7 @@ def chained_target(
             f"target {dict(inputs)} lacks {', '.join(missing)}, which step 1 ({e.law.name}) reads; give every one of {', '.join(e.law.inputs)}"
         )
     loss = float(e.law.predict(e.params, inputs)[0])
-    score = float(step2.curve.value(step2.params, np.array([loss]))[0])
+    score = step2.at(loss)
     if theta is None or not len(step2.samples):
         return Chained(loss=loss, score=score, intervals={})
     rng = np.random.default_rng([s.seed, 3])
@@ -192,7 +201,7 @@ def chained_target(
 
 def target_inputs(law: Law, point: Point, s: FitSettings) -> dict[str, float]:
     """What `law` reads, of one run."""
-    table = Points(rows=(point,)).inputs(s.parameters if s.parameters != "auto" else law.counts)
+    table = Points(rows=(point,)).inputs(counts(law, s))
     return {name: float(table[name][0]) for name in law.inputs}
 
 
@@ -206,25 +215,16 @@ def target_rows(
 ) -> tuple[tuple[HoldOut, ...], dict[str, tuple[dict[str, Any], ...]]]:
     """Targets as hold-outs, and the table of both steps: actual, predicted, relative error."""
     held, rows = [], []
-    last = min((r for r in runs if r.in_step2), key=lambda r: float(r.loss[-task.last :].mean()))
+    last = min((r for r in runs if r.in_step2), key=lambda r: r.final(task.last)[0])
     for run, c in zip([r for r in runs if r.target], chained, strict=True):
-        loss, score = float(run.loss[-task.last :].mean()), float(run.score[-task.last :].mean())
-        from_loss = float(step2.curve.value(step2.params, np.array([loss]))[0])
+        loss, score = run.final(task.last)
         for step, actual, predicted in (
             ("loss", loss, c.loss),
-            ("score from actual loss", score, from_loss),
+            ("score from actual loss", score, step2.at(loss)),
             ("chained score", score, c.score),
         ):
-            rows.append(
-                {
-                    "run": run.run_id,
-                    "step": step,
-                    "actual": actual,
-                    "predicted": predicted,
-                    "relative_error": predicted / actual - 1,
-                    "relative_error_of_error": None if step == "loss" else (1 - predicted) / (1 - actual) - 1,
-                }
-            )
+            of_error = None if step == "loss" else (1 - predicted) / (1 - actual) - 1
+            rows.append(target_row(run, step, actual, predicted) | {"relative_error_of_error": of_error})
         inputs = target_inputs(e.law, run.point(task.last), s)
         decades = max(float(np.log10(inputs[n] / e.inputs[n].max())) for n in e.law.inputs)
         held.append(
@@ -238,7 +238,7 @@ def target_rows(
                 decades=decades,
                 x=e.law.inputs[0],
                 runs=1,
-                baselines={"last_point": float(last.score[-task.last :].mean())},
+                baselines={"last_point": last.final(task.last)[1]},
             )
         )
     misfit = float(np.abs(np.expm1(-e.residuals)).mean())
@@ -249,25 +249,25 @@ def target_rows(
     return tuple(held), {"targets": tuple(rows), "steps": fits}
 
 
+def target_row(run: TaskRun, step: str, actual: float, predicted: float) -> dict[str, Any]:
+    return {
+        "run": run.run_id,
+        "step": step,
+        "actual": actual,
+        "predicted": predicted,
+        "relative_error": predicted / actual - 1,
+    }
+
+
 def score_result(
     runs: tuple[TaskRun, ...], points: Points, step2: ScoreFit, task: TaskSettings, s: FitSettings
 ) -> FitResult:
     """Step 2 alone: score against task loss; targets are scored at their actual loss."""
-    names = dict(zip(step2.curve.parameters, map(float, step2.params), strict=True))
-    columns = dict(zip(step2.curve.parameters, step2.samples.T, strict=True)) if len(step2.samples) else {}
+    ci, errors = uncertainty(step2.columns)
     rows = []
     for run in (r for r in runs if r.target):
-        loss, score = float(run.loss[-task.last :].mean()), float(run.score[-task.last :].mean())
-        predicted = float(step2.curve.value(step2.params, np.array([loss]))[0])
-        rows.append(
-            {
-                "run": run.run_id,
-                "step": "score from actual loss",
-                "actual": score,
-                "predicted": predicted,
-                "relative_error": predicted / score - 1,
-            }
-        )
+        loss, score = run.final(task.last)
+        rows.append(target_row(run, "score from actual loss", score, step2.at(loss)))
     return FitResult(
         law="score_from_loss",
         requested=s.law,
@@ -275,12 +275,12 @@ def score_result(
         x=None,
         parameters=points.parameter_column(s.parameters),
         points=points,
-        params=names,
+        params=step2.named,
         objective=step2.squares,
         objective_name=f"sum of squared residuals of the score ({step2.curve.name})",
         optimum=None,
-        ci={name: {str(level): interval(v, level) for level in LEVELS} for name, v in columns.items()},
-        standard_errors={name: deviation(v) for name, v in columns.items()},
+        ci=ci,
+        standard_errors=errors,
         derived={},
         verdict=Verdict(identified=True, law="score_from_loss", reported="score_from_loss"),
         holdout=(),

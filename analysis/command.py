@@ -205,7 +205,6 @@ def interval_cells(r: FitResult, name: str, value: float) -> tuple[str, str, str
 def holdout_row(h: HoldOut) -> tuple[str, ...]:
     low, high = h.interval95 or (None, None)
     value, _, bounds = with_interval(h.predicted, low, high, extra=1).partition(" ")
-    inside = "" if h.interval95 is None else "yes" if h.interval95[0] <= h.actual <= h.interval95[1] else "NO"
     return (
         h.rung,
         f"{h.fitted_rungs} rungs",
@@ -213,7 +212,7 @@ def holdout_row(h: HoldOut) -> tuple[str, ...]:
         bounds,
         number(h.actual),
         percent(h.error_percent, signed=True),
-        inside,
+        {None: "", True: "yes", False: "NO"}[h.inside],
     )
 
 

@@ -22,10 +22,8 @@ class Curve:
 
     run_id: str  # the run's key
     rung: str
-    name: str = ""  # what people read: 54k-lr0.003-s0
     mlflow_run: str | None = None
     seed: int | None = None
-    state: str | None = None  # finished | failed | running ...
     learning_rate: float | None = None
     params_total: float | None = None
     params_non_embedding: float | None = None
@@ -75,10 +73,8 @@ def curve_of(client: Any, run: Any) -> Curve:
     return Curve(
         run_id=tags.get("trial.id", run.info.run_id),
         rung=tags.get("rung") or params.get("rung", "?"),
-        name=run.info.run_name or "",
         mlflow_run=run.info.run_id,
         seed=integer(params.get("seed", tags.get("seed"))),
-        state=tags.get("status.state"),
         learning_rate=positive(params.get("optim.lr")),
         params_total=positive(params.get("model.n_params")),
         params_non_embedding=positive(params.get("model.n_params_nonemb")),

@@ -124,13 +124,9 @@ class State:
     runs: list[int]
 
 
-def free_columns(e: Estimate) -> list[int]:
-    return [i for i, name in enumerate(e.law.parameters) if name not in e.pinned]
-
-
 def covariance(e: Estimate) -> Array:
     """(J' W J + s^2 P)^-1 over the free parameters, in units of s^2 (1 % noise stands in where none was measured)."""
-    columns = free_columns(e)
+    columns = e.free_columns
     rows = e.law.gradient(e.params, e.inputs)[:, columns]
     prior = np.where(e.law.logged()[columns], PRIOR_SD_LOG, PRIOR_SD) ** -2.0
     information = (rows.T * e.weights) @ rows + unit_variance(e) * np.diag(prior)
@@ -152,7 +148,7 @@ def gradient_at(e: Estimate, inputs: Mapping[str, Any], what: str) -> Array:
             f"{what} lacks {' and '.join(missing)}, which law {e.law.name} reads; give {', '.join(e.law.inputs)}"
         )
     at = {name: np.array([float(inputs[name])]) for name in e.law.inputs}
-    row: Array = e.law.gradient(e.params, at)[0, free_columns(e)]
+    row: Array = e.law.gradient(e.params, at)[0, e.free_columns]
     return row
 
 

@@ -4,7 +4,6 @@ A figure is as wide as the text of a page 400 pixels wide, with type of 11.5 uni
 larger it never falls below 11 pixels. matplotlib is used without pyplot, so nothing global is touched.
 """
 
-import hashlib
 import html
 import io
 import math
@@ -203,11 +202,6 @@ def png_bytes(page: Any) -> bytes:
     return buffer.getvalue()
 
 
-def digest(figure: Figure) -> str:
-    """Hash of both pictures: two equal figures have equal digests on one machine."""
-    return hashlib.sha256(figure.svg.encode() + figure.png).hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------ axes
 
 
@@ -300,19 +294,16 @@ def label(
 def spread(positions: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
     """The nearest positions that keep `gap` between neighbours, in the given order of height, within [low, high]."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
-    blocks: list[
-        tuple[float, list[int]]
-    ] = []  # (sum of wanted starts, members); neighbours that would overlap are merged
+    # (sum of wanted positions, members); neighbours that would overlap are merged
+    blocks: list[tuple[float, list[int]]] = []
     for i in order:
         blocks.append((positions[i], [i]))
-        while len(blocks) > 1 and centre(blocks[-1], gap) - half(blocks[-1], gap) < centre(blocks[-2], gap) + half(
-            blocks[-2], gap
-        ):
+        while len(blocks) > 1 and edges(blocks[-1], gap)[0] < edges(blocks[-2], gap)[1]:
             total, members = blocks.pop()
             blocks[-1] = (blocks[-1][0] + total, blocks[-1][1] + members)
     placed = [0.0] * len(positions)
     for block in blocks:
-        bottom = centre(block, gap) - half(block, gap) + gap / 2
+        bottom = edges(block, gap)[0] + gap / 2
         for k, i in enumerate(block[1]):
             placed[i] = bottom + k * gap
     if placed and max(placed) > high:
@@ -322,16 +313,13 @@ def spread(positions: Sequence[float], gap: float, low: float = -math.inf, high:
     return placed
 
 
-def centre(block: tuple[float, list[int]], gap: float) -> float:
-    return block[0] / len(block[1])
+def edges(block: tuple[float, list[int]], gap: float) -> tuple[float, float]:
+    middle, half = block[0] / len(block[1]), len(block[1]) * gap / 2
+    return middle - half, middle + half
 
 
-def half(block: tuple[float, list[int]], gap: float) -> float:
-    return len(block[1]) * gap / 2
-
-
-def end_labels(ax: Any, ends: Sequence[tuple[float, float, str]], gap: float = 0.06, dx: float = 6) -> None:
-    """Names at the right ends of lines, moved apart vertically (gap and moves in shares of the axis height)."""
+def end_labels(ax: Any, ends: Sequence[tuple[float, float, str]], dx: float = 6) -> None:
+    """Names at the right ends of lines, moved apart vertically."""
     low, high = ax.get_ylim()
     logged = ax.get_yscale() == "log"
 
@@ -341,7 +329,7 @@ def end_labels(ax: Any, ends: Sequence[tuple[float, float, str]], gap: float = 0
     def value(s: float) -> float:
         return low * (high / low) ** s if logged else low + s * (high - low)
 
-    placed = spread([share(y) for _, y, _ in ends], gap, 0.02, 0.98)
+    placed = spread([share(y) for _, y, _ in ends], 0.06, 0.02, 0.98)  # shares of the axis height
     for (x, _, text), s in zip(ends, placed, strict=True):
         label(ax, x, value(s), text, dx=dx)
 
@@ -351,8 +339,8 @@ def band(ax: Any, x: Array, ends: tuple[Array, Array], strength: float = 0.16, n
     ax.fill_between(x, *ends, color=LAW, alpha=strength, linewidth=0, label=name, zorder=1)
 
 
-def zone(ax: Any, start: float, text: str = "extrapolation") -> None:
+def zone(ax: Any, start: float) -> None:
     """Shade from `start` to the right edge: nothing was measured there. The legend says so: it may be too narrow for a word."""
     end = ax.get_xlim()[1]
     if end > start:
-        ax.axvspan(start, end, facecolor=ZONE, edgecolor="#d6cfba", linewidth=0.8, zorder=0, label=text)
+        ax.axvspan(start, end, facecolor=ZONE, edgecolor="#d6cfba", linewidth=0.8, zorder=0, label="extrapolation")

@@ -40,6 +40,18 @@ class Estimate:
         return self.model.size
 
     @property
+    def free_columns(self) -> list[int]:
+        """Positions among the law's parameters of those that are not pinned."""
+        return [i for i, name in enumerate(self.law.parameters) if name not in self.pinned]
+
+    @property
+    def derived(self) -> dict[str, float]:
+        """What follows from the parameters, such as a_opt."""
+        with np.errstate(all="ignore"):
+            found = self.law.derived({name: np.array([value]) for name, value in self.params.items()})
+            return {name: float(v[0]) for name, v in found.items()}
+
+    @property
     def residuals(self) -> Array:
         """ln(loss) - ln(law): positive where a run is worse than the law."""
         return self.model.z - self.model.log_law(self.model.from_theta(self.optimum.theta))[0]

@@ -1,9 +1,10 @@
 """What a fit says, in sentences: a headline, then each finding as good, worth knowing, or a warning. Nothing is softened:
 a held-out rung outside its interval, a loss that does not fall, a law the data cannot carry are said in these words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from analysis.numbers import (
 from analysis.result import FitResult, Prediction
 from analysis.words import GREEK, axis_words, equation, law_words, symbol
 
-Level = Literal["good", "note", "warning"]
+Level = Literal["warning", "good", "note"]  # in the order in which they are read
 SIZE = 1e5  # what is held out is a loss or score below it, an optimal size above
 FAR_DECADES = 1.0  # beyond this a prediction is called a long extrapolation
 
@@ -35,6 +36,18 @@ class Finding:
     level: Level
     text: str
     details: tuple[str, ...] = ()
+
+
+def warning(text: str, details: tuple[str, ...] = ()) -> Finding:
+    return Finding(level="warning", text=text, details=details)
+
+
+def good(text: str) -> Finding:
+    return Finding(level="good", text=text)
+
+
+def note(text: str) -> Finding:
+    return Finding(level="note", text=text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +70,10 @@ def findings(result: FitResult) -> Findings:
         *choice_findings(result),
         *optimum_findings(result),
         *exclusion_findings(result),
-        *(Finding(level="warning", text=sentence(note)) for note in result.points.notes),
+        *(warning(sentence(text)) for text in result.points.notes),
     ]
-    order = {"warning": 0, "good": 1, "note": 2}
-    return Findings(headline=headline(result), findings=tuple(sorted(found, key=lambda f: order[f.level])))
+    order = get_args(Level)
+    return Findings(headline=headline(result), findings=tuple(sorted(found, key=lambda f: order.index(f.level))))
 
 
 def sentence(text: str) -> str:
@@ -139,14 +152,9 @@ def holdout_sentence(h: HoldOut) -> str:
     if h.interval95 is None:
         error = percent(h.error_percent, True)
         return f"{start}{value(h.predicted)}, measured {value(h.actual)}: {error}, with no interval to judge it by."
-    verdict = "inside" if is_inside(h) else "OUTSIDE"
+    verdict = "inside" if h.inside else "OUTSIDE"
     measured = value(h.actual) if h.actual >= SIZE else same_places(h.actual, h.interval95)
     return f"{start}{guess(h)}, measured {measured}: {verdict} the 95 % interval."
-
-
-def is_inside(h: HoldOut) -> bool | None:
-    """Whether the 95 % interval holds what was measured; None without an interval."""
-    return None if h.interval95 is None else h.interval95[0] <= h.actual <= h.interval95[1]
 
 
 def value(v: float) -> str:
@@ -205,217 +213,184 @@ def optimum_words(p: Prediction, key: str) -> str:
 # ------------------------------------------------------------------------------------------------ findings
 
 
-def holdout_findings(result: FitResult) -> list[Finding]:
+def holdout_findings(result: FitResult) -> Iterator[Finding]:
     held = largest_holdout(result)
     if held is None:
-        return [Finding(level="warning", text="No rung was held out, so nothing shows how well this law predicts.")]
+        yield warning("No rung was held out, so nothing shows how well this law predicts.")
+        return
     name, others = held_words(held)
     far = (
         f"{fixed(held.decades, 2)} decades beyond what it was made from"
         if held.decades > 0
         else "within the sizes it was made from"
     )
+    error = percent(held.error_percent, True)
     if held.interval95 is None:
-        text = f"Held out: {name} is predicted from the {others} with an error of {percent(held.error_percent, True)}, {far}; there is no interval to judge it by."
-        return [Finding(level="note", text=text)]
-    inside = is_inside(held)
-    text = f"Held out: {name} ({value(held.actual)}) is {'inside' if inside else 'OUTSIDE'} the 95 % prediction interval {range95(held)}"
-    text += f"; the prediction is off by {percent(held.error_percent, True)}, {far}."
-    return [Finding(level="good" if inside else "warning", text=text), *rolling_findings(result)]
+        yield note(
+            f"Held out: {name} is predicted from the {others} with an error of {error}, {far}; there is no interval to judge it by."
+        )
+        return
+    say, where = (good, "inside") if held.inside else (warning, "OUTSIDE")
+    yield say(
+        f"Held out: {name} ({value(held.actual)}) is {where} the 95 % prediction interval {range95(held)}; "
+        f"the prediction is off by {error}, {far}."
+    )
+    yield from rolling_findings(result)
 
 
-def rolling_findings(result: FitResult) -> list[Finding]:
+def rolling_findings(result: FitResult) -> Iterator[Finding]:
     """How many of all hold-outs lie inside their intervals."""
     judged = [h for h in result.holdout if h.law == result.law and h.interval95 is not None]
-    missed = [h for h in judged if not is_inside(h)]
+    missed = [h for h in judged if not h.inside]
     if len(judged) < 2:
-        return []
+        return
     kept = len(judged) - len(missed)
     text = f"{kept} of {len(judged)} hold-outs {'lies' if kept == 1 else 'lie'} inside the 95 % interval"
-    if not missed:
-        return [Finding(level="good", text=f"{text}.")]
-    names = listed([f"{rung_name(h.rung)} from {h.fitted_rungs}" for h in missed])
-    return [Finding(level="warning", text=f"{text}; outside: {names} smaller ones.")]
+    if missed:
+        names = listed([f"{rung_name(h.rung)} from {h.fitted_rungs}" for h in missed])
+        yield warning(f"{text}; outside: {names} smaller ones.")
+    else:
+        yield good(f"{text}.")
 
 
-def also_findings(fit: FitResult) -> list[Finding]:
+def also_findings(fit: FitResult) -> Iterator[Finding]:
     """The same ladder against another axis: its held-out rung, and its verdict when that is bad."""
     held, axis = largest_holdout(fit), axis_words(fit.x or "params", fit.parameters)
-    out = [
-        replace(f, text=f"Against {axis}: {f.text[0].lower()}{f.text[1:]}")
-        for f in verdict_findings(fit)
-        if f.level == "warning"
-    ]
+    for f in verdict_findings(fit):
+        if f.level == "warning":
+            yield replace(f, text=f"Against {axis}: {f.text[0].lower()}{f.text[1:]}")
     if held is not None and held.interval95 is not None:
-        inside = is_inside(held)
-        out.append(Finding(level="good" if inside else "warning", text=f"Against {axis}: {holdout_sentence(held)}"))
-    return out
+        say = good if held.inside else warning
+        yield say(f"Against {axis}: {holdout_sentence(held)}")
 
 
-def order_findings(result: FitResult) -> list[Finding]:
+def order_findings(result: FitResult) -> Iterator[Finding]:
     """Whether loss falls strictly along the ladder (mean over seeds)."""
     if result.x is None or result.estimate is None:
-        return []
-    rungs = result.points.rungs(result.parameters.removeprefix("params_"))
+        return
+    rungs = result.points.rungs(result.parameters)
     if len(rungs) < 2 or len(rungs) > 40:
-        return []
+        return
     loss = result.points.column("loss")
-    means = {name: float(loss[rows].mean()) for name, rows in rungs.items()}
-    names = list(means)
+    means = [(rung_name(name), float(loss[rows].mean())) for name, rows in rungs.items()]
     wrong = [
-        f"{rung_name(b)} ({number(means[b])}) is not below {rung_name(a)} ({number(means[a])})"
-        for a, b in zip(names, names[1:], strict=False)
-        if means[b] >= means[a]
+        f"{b} ({number(after)}) is not below {a} ({number(before)})"
+        for (a, before), (b, after) in pairwise(means)
+        if after >= before
     ]
     if wrong:
-        return [
-            Finding(
-                level="warning",
-                text=f"Loss does NOT fall at every step of the ladder: {listed(wrong)}. Check the learning rate and the length of those runs before trusting the curve.",
-            )
-        ]
-    return [
-        Finding(
-            level="good",
-            text=f"Loss falls at every step of the ladder, from {number(means[names[0]])} at {rung_name(names[0])} to {number(means[names[-1]])} at {rung_name(names[-1])}.",
+        yield warning(
+            f"Loss does NOT fall at every step of the ladder: {listed(wrong)}. "
+            "Check the learning rate and the length of those runs before trusting the curve."
         )
-    ]
+    else:
+        (first, high), (last, low) = means[0], means[-1]
+        yield good(
+            f"Loss falls at every step of the ladder, from {number(high)} at {first} to {number(low)} at {last}."
+        )
 
 
-def verdict_findings(result: FitResult) -> list[Finding]:
+def verdict_findings(result: FitResult) -> Iterator[Finding]:
     v = result.verdict
     if v.identified:
-        return [Finding(level="good", text=f"The data determine every parameter of the {law_words(result.law)}.")]
+        yield good(f"The data determine every parameter of the {law_words(result.law)}.")
+        return
     asked = v.law or result.law
-    text = f"The data do not determine the {law_words(asked)}"
-    text += (
+    ending = (
         f"; the {law_words(result.law)} is reported instead."
         if result.law != asked
         else ", so its numbers are not to be relied on."
     )
-    return [
-        Finding(
-            level="warning",
-            text=text,
-            details=tuple(sentence(r) for r in v.reasons if " is reported instead of " not in r),
-        )
-    ]
+    reasons = (sentence(r) for r in v.reasons if " is reported instead of " not in r)
+    yield warning(f"The data do not determine the {law_words(asked)}{ending}", tuple(reasons))
 
 
-def baseline_findings(result: FitResult) -> list[Finding]:
+def baseline_findings(result: FitResult) -> Iterator[Finding]:
     """A naive prediction that did better than the law is said, not hidden."""
     held = largest_holdout(result)
     if held is None:
-        return []
+        return
     own = abs(held.error_percent)
-    better = {
-        n: 100 * abs(v / held.actual - 1)
-        for n, v in held.baselines.items()
-        if known(v) and 100 * abs(v / held.actual - 1) < own - 1e-6
-    }
-    if not better:
-        return []
-    names = listed([f"{law_words(n)} ({percent(e)})" for n, e in better.items()])
-    return [
-        Finding(
-            level="warning",
-            text=f"On the held-out rung a naive prediction did better than the law ({percent(own)}): {names}.",
+    naive = {name: 100 * abs(v / held.actual - 1) for name, v in held.baselines.items() if known(v)}
+    better = [f"{law_words(name)} ({percent(error)})" for name, error in naive.items() if error < own - 1e-6]
+    if better:
+        yield warning(
+            f"On the held-out rung a naive prediction did better than the law ({percent(own)}): {listed(better)}."
         )
-    ]
 
 
-def noise_findings(result: FitResult) -> list[Finding]:
+def noise_findings(result: FitResult) -> Iterator[Finding]:
     n = result.noise
     if n is None:
-        return []
+        return
     if n.seed_sd_log is None:
-        return [
-            Finding(
-                level="note",
-                text="Seed noise was not measured: no rung has two seeds, so scatter between seeds and error of the law cannot be told apart.",
-            )
-        ]
+        yield note(
+            "Seed noise was not measured: no rung has two seeds, so scatter between seeds and error of the law cannot be told apart."
+        )
+        return
     seeds = f"Seeds of one rung differ by {percent(100 * n.seed_sd_log)} (standard deviation, {plural(n.seed_dof, 'degree')} of freedom)"
     if n.residual_sd_log is None:
-        return [
-            Finding(
-                level="note", text=f"{seeds}; no degrees of freedom are left to see how far rungs lie from the law."
-            )
-        ]
-    rungs = percent(100 * n.residual_sd_log)
-    if n.per == "rung":
-        return [
-            Finding(
-                level="note",
-                text=f"{seeds}, rungs lie {rungs} from the law: more than seeds explain, so more seeds will not narrow the curve; intervals use the larger number.",
-            )
-        ]
-    return [Finding(level="note", text=f"{seeds}, rungs lie {rungs} from the law: no more than seeds explain.")]
+        yield note(f"{seeds}; no degrees of freedom are left to see how far rungs lie from the law.")
+        return
+    told = (
+        "more than seeds explain, so more seeds will not narrow the curve; intervals use the larger number."
+        if n.per == "rung"
+        else "no more than seeds explain."
+    )
+    yield note(f"{seeds}, rungs lie {percent(100 * n.residual_sd_log)} from the law: {told}")
 
 
-def interval_findings(result: FitResult) -> list[Finding]:
-    if result.ci:
-        return []
-    why = "bootstrap is 0" if result.settings.bootstrap == 0 else "no degrees of freedom are left"
-    return [Finding(level="warning", text=f"There are no confidence intervals, because {why}.")]
+def interval_findings(result: FitResult) -> Iterator[Finding]:
+    if not result.ci:
+        why = "bootstrap is 0" if result.settings.bootstrap == 0 else "no degrees of freedom are left"
+        yield warning(f"There are no confidence intervals, because {why}.")
 
 
-def target_findings(result: FitResult) -> list[Finding]:
+def target_findings(result: FitResult) -> Iterator[Finding]:
     """How far each target lies beyond the data."""
-    out = []
-    inputs = result.points.inputs(result.parameters.removeprefix("params_"))
+    inputs = result.points.inputs(result.parameters)
     for p in result.predictions:
         axis = "flops" if "flops" in p.inputs else "params"
         largest = float(np.nanmax(inputs[axis])) if np.isfinite(inputs[axis]).any() else None
-        text = prediction_sentence(p)
-        decades = float(np.log10(p.inputs[axis] / largest)) if largest and axis in p.inputs else None
-        if decades is not None and decades > 0:
-            text += f" That is {fixed(decades, 2)} decades beyond the largest run."
-        far = decades is not None and decades > FAR_DECADES
-        out.append(
-            Finding(level="warning" if far or (known(p.mean) and p.intervals.get("95") is None) else "note", text=text)
-        )
-    return out
+        decades = float(np.log10(p.inputs[axis] / largest)) if largest and axis in p.inputs else 0.0
+        beyond = f" That is {fixed(decades, 2)} decades beyond the largest run." if decades > 0 else ""
+        unsure = decades > FAR_DECADES or (known(p.mean) and p.intervals.get("95") is None)
+        say = warning if unsure else note
+        yield say(prediction_sentence(p) + beyond)
 
 
-def choice_findings(result: FitResult) -> list[Finding]:
+def choice_findings(result: FitResult) -> Iterator[Finding]:
     """Which laws were tried and what decided."""
     tried = result.candidates
     if len(tried) < 2:
-        return []
+        return
     words = [
         f"{law_words(c.law)} {percent(100 * c.holdout_rmse_log) if c.holdout_rmse_log is not None else 'not judged'}{'' if c.identified else ' (not determined by the data)'}"
         for c in tried
     ]
-    return [
-        Finding(
-            level="note",
-            text=f"The law was chosen by its error on held-out rungs, not by its fit: {listed(words)}. Chosen: {law_words(result.law)}.",
-        )
-    ]
+    yield note(
+        f"The law was chosen by its error on held-out rungs, not by its fit: {listed(words)}. Chosen: {law_words(result.law)}."
+    )
 
 
-def optimum_findings(result: FitResult) -> list[Finding]:
+def optimum_findings(result: FitResult) -> Iterator[Finding]:
     o = result.optimum
     if o is None:
-        return []
+        return
     if not o.starts:
-        return [Finding(level="note", text="Nothing was searched: the minimum is found in closed form.")]
-    text = f"{percent(100 * o.start_share)} of {o.starts:,} starts reached the minimum"
-    text += (
-        "; no other distinct minimum was found."
+        yield note("Nothing was searched: the minimum is found in closed form.")
+        return
+    ending = (
+        "no other distinct minimum was found."
         if o.runner_up is None
-        else f"; the next distinct minimum is {percent(100 * (o.runner_up / o.objective - 1))} higher."
+        else f"the next distinct minimum is {percent(100 * (o.runner_up / o.objective - 1))} higher."
     )
-    return [Finding(level="note", text=text)]
+    yield note(f"{percent(100 * o.start_share)} of {o.starts:,} starts reached the minimum; {ending}")
 
 
-def exclusion_findings(result: FitResult) -> list[Finding]:
+def exclusion_findings(result: FitResult) -> Iterator[Finding]:
     n = len(result.excluded)
-    if not n:
-        return [Finding(level="good", text="No run was left out.")]
-    return [Finding(level="note", text=f"{plural(n, 'run')} left out of the fit, each named below with its reason.")]
-
-
-def warnings(found: Sequence[Finding]) -> list[str]:
-    return [f.text for f in found if f.level == "warning"]
+    if n:
+        yield note(f"{plural(n, 'run')} left out of the fit, each named below with its reason.")
+    else:
+        yield good("No run was left out.")

@@ -8,22 +8,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.bootstrap import Resamples, deviation, interval, resample
+from analysis.bootstrap import Interval, Resamples, intervals, resample, uncertainty
+from analysis.envelope import fit_envelope
 from analysis.estimate import Estimate, estimate
 from analysis.holdout import HoldOut, error_log, next_rungs, rolling, size_axis
 from analysis.identify import Profile, Verdict, judge, other_size_reasons, structural_reasons
 from analysis.intervals import prediction_intervals
-from analysis.isoflop import fit_envelope, fit_isoflop, too_few_minima
+from analysis.isoflop import fit_isoflop, too_few_minima
 from analysis.law import Law
 from analysis.laws import AXES, LAWS, law_named, shared_offset
 from analysis.noise import Noise
 from analysis.optimum import Optimum
 from analysis.result import (
-    LEVELS,
     Candidate,
     FitResult,
     FitSettings,
-    Interval,
     Prediction,
     dumps,
     to_json,
@@ -33,7 +32,7 @@ from analysis.sensitivity import sensitivity_rows
 from gopher.errors import UsageError, did_you_mean
 
 __all__ = [
-    "LEVELS", "Candidate", "Excluded", "FitResult", "FitSettings", "HoldOut", "Noise", "Optimum", "Point", "Points",
+    "Candidate", "Excluded", "FitResult", "FitSettings", "HoldOut", "Noise", "Optimum", "Point", "Points",
     "Prediction", "Profile", "Verdict", "dumps", "fit", "to_json",
 ]  # fmt: skip
 
@@ -172,13 +171,11 @@ def law_estimate(points: Points, law: Law, s: FitSettings, wide: bool = False) -
     )
 
 
-def law_holdouts(
-    points: Points, law: Law, s: FitSettings, axis: str | None = None, intervals: bool = True
-) -> tuple[HoldOut, ...]:
+def law_holdouts(points: Points, law: Law, s: FitSettings, axis: str | None = None) -> tuple[HoldOut, ...]:
     pinned = {k: v for k, v in s.pinned.items() if k in law.parameters}
     return rolling(
         law, points, parameters=counts(law, s), delta=law_delta(law, s), pinned=pinned, seeds=law_seeds(law),
-        most=s.holdout, seed=s.seed, axis=axis, intervals=intervals,
+        most=s.holdout, seed=s.seed, axis=axis,
     )  # fmt: skip
 
 
@@ -191,11 +188,8 @@ def report(
     held: tuple[HoldOut, ...] | None = None,
 ) -> FitResult:
     """The result object of an estimate: intervals, hold-outs, predictions, sensitivity."""
-    e_params = e.params
-    at = {name: np.array([value]) for name, value in e_params.items()}
-    with np.errstate(all="ignore"):
-        derived = {name: float(v[0]) for name, v in e.law.derived(at).items()}
-    ci, errors = intervals_of(e, r)
+    sampled = r.quantities(e) if r else {}
+    ci, errors = uncertainty({name: v for name, v in sampled.items() if name not in e.pinned})
     return FitResult(
         law=e.law.name,
         requested=s.law,
@@ -203,13 +197,13 @@ def report(
         x=e.law.inputs[0] if len(e.law.inputs) == 1 else None,
         parameters=e.points.parameter_column(counts(e.law, s)),
         points=e.points,
-        params=e_params,
+        params=e.params,
         objective=e.optimum.objective,
         objective_name=objective_name(e),
         optimum=e.optimum,
         ci=ci,
         standard_errors=errors,
-        derived=derived,
+        derived=e.derived,
         verdict=verdict,
         holdout=(law_holdouts(e.points, e.law, s) if s.holdout != 0 else ()) if held is None else held,
         noise=e.noise,
@@ -222,16 +216,6 @@ def report(
         estimate=e,
         resamples=r,
     )
-
-
-def intervals_of(e: Estimate, r: Resamples | None) -> tuple[dict[str, dict[str, Interval]], dict[str, float]]:
-    """Percentile intervals and standard deviations of parameters and derived quantities; pinned ones have none."""
-    if r is None:
-        return {}, {}
-    values = {name: v for name, v in r.quantities(e).items() if name not in e.pinned}
-    ci = {name: {str(level): interval(v, level) for level in LEVELS} for name, v in values.items()}
-    errors = {name: deviation(v) for name, v in values.items()}
-    return ci, errors
 
 
 def allocation_of(e: Estimate, r: Resamples | None, s: FitSettings) -> Prediction | None:
@@ -265,7 +249,7 @@ def predict_target(e: Estimate, r: Resamples | None, target: Mapping[str, float]
         inputs |= {"params": derived["N_opt"], "tokens": derived["D_opt"]}
         if r is not None:
             sampled = e.law.allocate(r.quantities(e), given["flops"])
-            derived_ci = {k: {str(level): interval(v, level) for level in LEVELS} for k, v in sampled.items()}
+            derived_ci = {k: intervals(v) for k, v in sampled.items()}
     missing = [name for name in e.law.inputs if name not in inputs]
     if missing:
         raise UsageError(
@@ -273,11 +257,11 @@ def predict_target(e: Estimate, r: Resamples | None, target: Mapping[str, float]
         )
     mean = float(e.law.predict(e.params, inputs)[0])
     bounds = prediction_intervals(e, r, inputs, (50.0, 80.0, 95.0), seed=s.seed) if e.free or r else {}
-    intervals = {
+    ends = {
         f"{level:g}": (float(lo[0]), float(hi[0])) if np.isfinite([lo[0], hi[0]]).all() else None
         for level, (lo, hi) in bounds.items()
     }
-    return Prediction(inputs=given, mean=mean, intervals=intervals, derived=derived, derived_ci=derived_ci)
+    return Prediction(inputs=given, mean=mean, intervals=ends, derived=derived, derived_ci=derived_ci)
 
 
 # --------------------------------------------------------------------------------------- law=auto
@@ -295,7 +279,9 @@ def choose(points: Points, s: FitSettings) -> FitResult:
         rivals = [("flops_power_law", "flops"), ("flops", "flops")] if compute else [("power_law", s.x)]
         return best_of(points, [*rivals, ("chinchilla", "params")], s)
     axis = varying_axis(points, s)
-    best = best_of(points, [("power_law", axis), ("power_law_offset", axis)], s)
+    mine = [t for t in s.targets if axis in t or not (compute and "flops" in t)]  # the others are for the law in `also`
+    best = best_of(points, [("power_law", axis), ("power_law_offset", axis)], replace(s, targets=tuple(mine)))
+    best = replace(best, settings=s)
     if axis == "flops" or not compute:
         return best
     quiet = replace(s, targets=tuple(t for t in s.targets if "flops" in t), sensitivity=False)
@@ -333,7 +319,7 @@ def best_of(points: Points, names: list[tuple[str, str]], s: FitSettings) -> Fit
         for law in laws
     ]
     nexts = [next_rungs(t.held) for t in tried]  # one step ahead: farther ones from fewer rungs would drown the rest
-    shared = set.intersection(*map(set, nexts))
+    shared = sorted(set.intersection(*map(set, nexts)))  # in an order of its own, so that sums have the same last bit
     errors = [error_log(held[key] for key in shared) for held in nexts]
     able = [i for i, t in enumerate(tried) if t.verdict.identified] or [0]
     pick = min(able, key=lambda i: np.inf if errors[i] is None else float(errors[i] or 0.0))

@@ -1,4 +1,4 @@
-"""Pictures of how good a fit is: hold-outs, seed spread, residuals, parameter profiles, bootstrap clouds."""
+"""Pictures of how good a fit is: hold-outs, seed spread, residuals."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from analysis.drawing import (
     spread,
     value_axis,
 )
-from analysis.findings import guess, is_inside, value
+from analysis.findings import guess, value
 from analysis.fit import FitResult, HoldOut
 from analysis.numbers import (
     count,
@@ -42,7 +42,7 @@ OTHER_MARKS = ("s", "x", "+", "^", "1")
 
 def size_of(fit: FitResult) -> tuple[Array, str]:
     """What orders the points along a figure: parameters, else tokens, else FLOPs; and its name."""
-    inputs = fit.points.inputs(fit.parameters.removeprefix("params_"))
+    inputs = fit.points.inputs(fit.parameters)
     for axis in ("params", "flops", "tokens"):
         if np.isfinite(inputs[axis]).all():
             return inputs[axis], axis
@@ -138,7 +138,7 @@ def interval_percent(h: HoldOut) -> tuple[float, ...]:
 
 
 def holdout_row(h: HoldOut) -> tuple[str, ...]:
-    verdict = {True: "yes", False: "NO", None: "no interval"}[is_inside(h)]
+    verdict = {True: "yes", False: "NO", None: "no interval"}[h.inside]
     return (
         rung_name(h.rung),
         f"{h.fitted_rungs} rungs",
@@ -152,7 +152,7 @@ def holdout_row(h: HoldOut) -> tuple[str, ...]:
 
 def seeds(fit: FitResult) -> Figure | None:
     """Each run's loss relative to its rung's mean, for rungs with two seeds or more."""
-    rungs = fit.points.rungs(fit.parameters.removeprefix("params_"))
+    rungs = fit.points.rungs(fit.parameters)
     loss = fit.points.column("loss")
     groups = {name: rows for name, rows in rungs.items() if len(rows) > 1}
     if not groups or len(groups) > 14 or fit.noise is None or fit.noise.seed_sd_log is None:

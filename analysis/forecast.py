@@ -186,7 +186,7 @@ def distance(result: FitResult, inputs: Mapping[str, Any]) -> float | None:
     axis = result.x or ("flops" if "flops" in inputs else "params")
     if axis not in inputs:
         return None
-    largest = float(np.nanmax(result.points.inputs(result.parameters.removeprefix("params_"))[axis]))
+    largest = float(np.nanmax(result.points.inputs(result.parameters)[axis]))
     return float(np.log10(float(inputs[axis][0]) / largest))
 
 

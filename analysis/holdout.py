@@ -38,6 +38,11 @@ class HoldOut:
     def error_percent(self) -> float:
         return 100.0 * (self.predicted / self.actual - 1.0)
 
+    @property
+    def inside(self) -> bool | None:
+        """Whether the 95 % interval holds what was measured; None without an interval."""
+        return None if self.interval95 is None else self.interval95[0] <= self.actual <= self.interval95[1]
+
 
 def size_axis(law: Law) -> str:
     """The input along which `law` is extrapolated: its only one, or FLOPs where it reads several."""
@@ -69,7 +74,6 @@ def rolling(
     most: int | None,
     seed: int = 0,
     axis: str | None = None,
-    intervals: bool = True,
 ) -> tuple[HoldOut, ...]:
     """Hold-outs of the 1, 2, ... largest rungs while at least one degree of freedom is left; the largest rung first."""
     axis = axis or size_axis(law)
@@ -93,9 +97,9 @@ def rolling(
             seeds=seeds,
         )
         few = e.delta is None and len(e.loss) < 200
-        r = None if few or not intervals else resample(e, HOLDOUT_RESAMPLES, seed)
+        r = None if few else resample(e, HOLDOUT_RESAMPLES, seed)
         for name in reversed(names[len(names) - k :]):
-            out.append(hold_out(e, r, points.take(groups[name]), name, len(kept), axis, parameters, seed, intervals))
+            out.append(hold_out(e, r, points.take(groups[name]), name, len(kept), axis, parameters, seed))
     return tuple(out)
 
 
@@ -108,7 +112,6 @@ def hold_out(
     axis: str,
     parameters: str,
     seed: int,
-    intervals: bool,
 ) -> HoldOut:
     """The rung `left` predicted by the estimate `e` and its resamples, as the geometric mean over its runs."""
     table = left.inputs(parameters)
@@ -124,7 +127,7 @@ def hold_out(
         rung=name,
         predicted=float(np.exp(np.log(predicted).mean())),
         actual=float(np.exp(np.log(left.column("loss")).mean())),
-        interval95=interval95(e, r, inputs, predicted, seed) if intervals else None,
+        interval95=interval95(e, r, inputs, predicted, seed),
         law=e.law.name,
         fitted_rungs=fitted_rungs,
         decades=decades[farthest],

@@ -181,11 +181,11 @@ def profiles(e: Estimate) -> tuple[Profile, ...]:
 
 def profile(e: Estimate, raw: Model, name: str, points: int) -> Profile:
     """One parameter held on a grid around its estimate and at its far ends, the others refitted from the optimum."""
-    free = [n for n in e.law.parameters if n not in e.pinned]
-    column, is_log = free.index(name), bool(e.law.logged()[e.law.parameters.index(name)])
+    i = e.law.parameters.index(name)
+    column, is_log = e.free_columns.index(i), bool(e.law.logged()[i])
     low, high = e.law.limits.get(name, (-np.inf, np.inf))
     centred = name not in {n for n, lg in zip(e.law.parameters, e.law.logged(), strict=True) if lg}
-    best = e.optimum.theta[e.law.parameters.index(name)]
+    best = e.optimum.theta[i]
     grid = np.unique(np.clip(profile_grid(e, name, best, is_log, points), low, high))
     model = e.model if centred and not is_log else raw
     start = follow(e, model, column, grid)
@@ -211,7 +211,7 @@ def profile_grid(e: Estimate, name: str, best: float, is_log: bool, points: int)
 def standard_error(e: Estimate, name: str) -> float:
     """Gauss-Newton standard error of one internal parameter."""
     i = e.law.parameters.index(name)
-    free = [j for j, n in enumerate(e.law.parameters) if n not in e.pinned]
+    free = e.free_columns
     design = e.law.gradient(e.params, e.inputs)[:, free] * np.sqrt(e.weights)[:, None]
     scale = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
     inverse = np.linalg.pinv((design / scale).T @ (design / scale), rcond=1e-12)

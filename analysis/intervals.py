@@ -14,7 +14,7 @@ from scipy import stats
 
 from analysis.bootstrap import Resamples
 from analysis.estimate import Estimate
-from analysis.law import Law, natural
+from analysis.law import Law
 from analysis.objective import model_of
 from analysis.optimum import minimise
 from analysis.rows import Array
@@ -114,8 +114,7 @@ def crossing(trial: Array, root: Array, limit: float) -> float:
 def half_width(e: Estimate, target: Mapping[str, Array], weight: float) -> float:
     """Standard error of a new value by the delta method: s sqrt(1/weight + g' (G'G)^-1 g)."""
     sd = e.noise.unit_sd_log or 0.0
-    params = e.params
-    free = [i for i, name in enumerate(e.law.parameters) if name not in e.pinned]
+    params, free = e.params, e.free_columns
     if not free:
         return sd / np.sqrt(weight)
     design = e.law.gradient(params, e.inputs)[:, free] * np.sqrt(e.weights)[:, None]
@@ -144,12 +143,3 @@ def residual_draws(e: Estimate, shape: tuple[int, ...], runs: int, rng: np.rando
     """Noise of the mean of `runs` new runs: residuals drawn with replacement, widened for the degrees of freedom used."""
     residual = e.residuals * np.sqrt(len(e.loss) / max(len(e.loss) - e.free, 1))
     return rng.choice(residual, (*shape, runs)).mean(-1)
-
-
-def predicted_samples(e: Estimate, r: Resamples, inputs: Mapping[str, Any]) -> Array:
-    """The law at `inputs` for every resample: (resamples, targets)."""
-    return np.exp(e.law.log_predict(r.theta, target_inputs(e.law, inputs)))
-
-
-def natural_samples(e: Estimate, r: Resamples) -> Array:
-    return natural(e.law, r.theta)

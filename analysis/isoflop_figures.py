@@ -1,5 +1,6 @@
 """Compute-optimal sizes in pictures: isoFLOP valleys (loss against size at fixed FLOPs) and the efficient frontier."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,15 @@ from analysis.drawing import (
     value_axis,
 )
 from analysis.fit import FitResult
-from analysis.isoflop import BUDGET_GAP, FEWEST_SIZES, Minimum, Skipped, budgets, valley
+from analysis.isoflop import BUDGET_GAP, FEWEST_SIZES, Skipped, budgets, valley
 from analysis.law import Quantities
 from analysis.loss_figures import loss_words
+from analysis.minima import Minimum, lines_at
 from analysis.numbers import count, known, number, power_of_ten
 from analysis.rows import Array, Points
 from analysis.words import axis_words, symbol
 
+MOST_NAMES = 16  # of budgets, beside their valleys
 SIZES_SHARE = 0.6  # of the runs that must lie in budgets with enough sizes for the valleys to be worth drawing
 
 
@@ -67,7 +70,7 @@ def valleys_of(points: Points, parameters: str) -> list[Valley]:
 
 def valleys(fit: FitResult) -> Figure | None:
     """Loss against size, one valley a budget, minima marked."""
-    found = valleys_of(fit.points, fit.parameters.removeprefix("params_"))
+    found = valleys_of(fit.points, fit.parameters)
     if not found:
         return None
     title = "IsoFLOP valleys"
@@ -111,11 +114,15 @@ def draw_valley(ax: Any, v: Valley, colour: str) -> None:
 
 
 def name_budgets(ax: Any, found: list[Valley], limits: tuple[float, float]) -> None:
-    """FLOPs at the left end of every valley: larger budgets lie to the right and lower, so nothing else is drawn there."""
+    """FLOPs at the left end of the valleys: larger budgets lie to the right and lower, so nothing else is drawn there.
+
+    Where there is no room for all of them, the largest and every second, third, ... below it.
+    """
     low, high = limits
+    found = found[:: -math.ceil(len(found) / MOST_NAMES)]
     ends = [float(v.parabola(np.log10(v.size.min()))) for v in found]
     shares = [float(np.log(end / low) / np.log(high / low)) for end in ends]
-    for v, s in zip(found, spread(shares, 0.056, 0.04, 0.98), strict=True):
+    for v, s in zip(found, spread(shares, 0.9 / MOST_NAMES, 0.04, 0.98), strict=True):
         height = float(low * (high / low) ** s)
         label(ax, float(v.size.min()), height, power_of_ten(v.found.flops, 1), dx=-6, dy=-4, ha="right")
 
@@ -127,9 +134,7 @@ def allocation(fit: FitResult, flops: float) -> tuple[dict[str, float], Quantiti
     """N_opt, D_opt, ... at a budget: of the fit, and of every bootstrap refit; empty where the law has none."""
     if "N_coef" in fit.params:  # approaches 1 and 2 give the lines themselves
         columns = dict(zip(fit.params, fit.samples.T, strict=True)) if len(fit.samples) else {}
-        return {k: float(v) for k, v in lines_at(fit.params, flops).items()}, lines_at(
-            columns, flops
-        ) if columns else {}
+        return lines_at(fit.params, flops), lines_at(columns, flops) if columns else {}
     if fit.estimate is None:
         return {}, {}
     law = fit.estimate.law
@@ -141,18 +146,12 @@ def allocation(fit: FitResult, flops: float) -> tuple[dict[str, float], Quantiti
         return point, law.allocate(columns, flops)
 
 
-def lines_at(p: Any, flops: float) -> dict[str, Any]:
-    """The two lines of approaches 1 and 2 at a budget."""
-    n, d = p["N_coef"] * flops ** p["N_exponent"], p["D_coef"] * flops ** p["D_exponent"]
-    return {"N_opt": n, "D_opt": d, "tokens_per_parameter": d / n}
-
-
 def minima_of(fit: FitResult) -> list[tuple[float, float, float]]:
     """(FLOPs, N_opt, D_opt) of the budgets' minima that lie inside their grids, or of the envelope."""
     rows = fit.tables.get("envelope")
     if rows:
         return [(row["flops"], row["n_opt"], row["d_opt"]) for row in rows]
-    found = [v.found for v in valleys_of(fit.points, fit.parameters.removeprefix("params_")) if v.n_opt]
+    found = [v.found for v in valleys_of(fit.points, fit.parameters) if v.n_opt]
     return [(m.flops, m.n_opt, m.d_opt) for m in found if isinstance(m, Minimum)]
 
 
@@ -164,7 +163,7 @@ def spent(inputs: Quantities) -> Array:
 
 def frontier(fit: FitResult) -> Figure | None:
     """Optimal parameters and tokens against FLOPs with 95 % bands, isoFLOP minima beside."""
-    inputs = fit.points.inputs(fit.parameters.removeprefix("params_"))
+    inputs = fit.points.inputs(fit.parameters)
     used = spent(inputs)
     if not np.isfinite(used).all() or not allocation(fit, float(used.max()))[0]:
         return None

@@ -43,7 +43,7 @@ SAME_BUDGET = 1.05  # runs of one nominal budget differ by a few percent
 def joint(fit: FitResult, axis: str) -> Figure | None:
     """Loss against N (or D) for a law of both: points shaded by the other quantity, the law at three of its values."""
     other = "tokens" if axis == "params" else "params"
-    inputs = fit.points.inputs(fit.parameters.removeprefix("params_"))
+    inputs = fit.points.inputs(fit.parameters)
     x, z, loss = inputs[axis], inputs[other], inputs["loss"]
     drawable = fit.estimate is not None and "family" not in fit.estimate.law.inputs
     if not drawable or not (np.isfinite(x).all() and np.isfinite(z).all()) or len(loss) < 3:
@@ -96,7 +96,7 @@ def shade_dots(page: Any, ax: Any, x: Array, y: Array, z: Array, text: str) -> N
 def ring_holdout(ax: Any, fit: FitResult, x: Array, loss: Array) -> str:
     """Rings around the largest runs that were held out, with what the smaller ones predict for their mean; words for the caption."""
     held = largest_holdout(fit)
-    groups = rung_groups(fit.points, "flops", fit.parameters.removeprefix("params_"))
+    groups = rung_groups(fit.points, "flops", fit.parameters)
     rows = groups.get(held.rung) if held else None
     if held is None or rows is None:
         return ""
@@ -108,7 +108,7 @@ def ring_holdout(ax: Any, fit: FitResult, x: Array, loss: Array) -> str:
 
 def compute(fit: FitResult) -> Figure | None:
     """Loss against FLOPs: every run, and the lowest loss that the law allows at each budget."""
-    inputs = fit.points.inputs(fit.parameters.removeprefix("params_"))
+    inputs = fit.points.inputs(fit.parameters)
     x, loss = isoflop_figures.spent(inputs), inputs["loss"]
     if not np.isfinite(x).all() or "loss_opt" not in isoflop_figures.allocation(fit, float(x.max()))[0]:
         return None

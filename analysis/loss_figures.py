@@ -50,7 +50,7 @@ REACH = {"params": 4.0, "tokens": 4.0, "flops": 6.0}  # how far beyond the large
 def ladder(fit: FitResult, curves: Sequence[Curve] = ()) -> Figure | None:
     """Loss against the law's size axis: runs, law with band, the held-out rung with its interval, the zone beyond the data."""
     axis = str(fit.x)
-    inputs, rungs = fit.points.inputs(fit.parameters.removeprefix("params_")), rung_rows(fit)
+    inputs, rungs = fit.points.inputs(fit.parameters), rung_rows(fit)
     x, loss = inputs[axis], inputs["loss"]
     if not np.isfinite(x).all() or len(np.unique(x)) < 2:
         return None
@@ -90,8 +90,8 @@ def ladder(fit: FitResult, curves: Sequence[Curve] = ()) -> Figure | None:
 
 def rung_rows(fit: FitResult) -> dict[str, Array]:
     """Rung -> row numbers, smallest first; where a rung is no single size along the law's axis, each distinct size instead."""
-    rungs = fit.points.rungs(fit.parameters.removeprefix("params_"))
-    x = fit.points.inputs(fit.parameters.removeprefix("params_"))[str(fit.x)] if fit.x else None
+    rungs = fit.points.rungs(fit.parameters)
+    x = fit.points.inputs(fit.parameters)[str(fit.x)] if fit.x else None
     if x is None or all(np.ptp(np.log(x[rows])) < SAME_SIZE for rows in rungs.values()):
         return rungs
     shown = power_of_ten if fit.x == "flops" else count

@@ -73,7 +73,7 @@ def default_options(result: FitResult, target: Mapping[str, float]) -> list[Opti
 
 def designs_done(result: FitResult) -> list[tuple[str, dict[str, float]]]:
     """(name, sizes) of every design with runs, smallest first; a rung with several is named with its tokens."""
-    table = result.points.inputs(result.parameters.removeprefix("params_"))
+    table = result.points.inputs(result.parameters)
     known = [k for k in INPUTS if (np.isfinite(table[k]) & (table[k] > 0)).all()]
     own = [p.rung for p in result.points]
     groups = designs({k: table[k] for k in known}, own)
@@ -100,7 +100,7 @@ def longer(size: Mapping[str, float], factor: float) -> dict[str, float]:
 
 def price_rule(result: FitResult) -> float | None:
     """FLOPs per parameter and token of the runs done (6 when unknown); None without tokens."""
-    table = result.points.inputs(result.parameters.removeprefix("params_"))
+    table = result.points.inputs(result.parameters)
     if not np.isfinite(table["tokens"]).all():
         return None
     ratio: Array = table["flops"] / (table["params"] * table["tokens"])

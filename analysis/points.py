@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.rows import Array, Excluded, Point, Points
 from analysis.selection import RunFacts, keep_sound_runs, untuned
 from analysis.table import in_order, points_from_file, points_from_frame, select_points
-from gopher.errors import SetupError, UsageError, did_you_mean
+from gopher.errors import SetupError, UsageError, did_you_mean, first_line
 
 __all__ = [
     "Array", "Excluded", "Point", "Points", "curves_from_mlflow", "points_from_file", "points_from_frame", "points_from_mlflow",
@@ -99,9 +99,8 @@ def reach(tracking_uri: str) -> None:
             f"the database driver of tracking.uri is missing ({error}); write postgresql+psycopg:// and pip install 'psycopg[binary]'"
         ) from None
     except sqlalchemy.exc.SQLAlchemyError as error:
-        first = str(error).strip().splitlines()[0]
         raise SetupError(
-            f"the tracking database could not be reached ({first}); start it or mend tracking.uri"
+            f"the tracking database could not be reached ({first_line(error)}); start it or mend tracking.uri"
         ) from None
 
 
@@ -128,9 +127,8 @@ def training_runs(tracking_uri: str, experiment: str) -> list[Any]:
             if not page:
                 return sorted(runs, key=lambda run: (run.info.start_time or 0, run.info.run_id))
     except MlflowException as error:
-        first = str(error).strip().splitlines()[0]
         raise SetupError(
-            f"MLflow at {tracking_uri} cannot be read ({first}); start the server or mend tracking.uri"
+            f"MLflow at {tracking_uri} cannot be read ({first_line(error)}); start the server or mend tracking.uri"
         ) from None
 
 

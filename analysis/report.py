@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.curves import Curve
-from analysis.design import Advice
 from analysis.drawing import Figure
 from analysis.figures import figures
 from analysis.findings import findings
@@ -19,7 +18,6 @@ from analysis.page import escape, page, section
 from analysis.result import FitResult, dumps, records, to_json
 from analysis.rows import Points
 from analysis.sections import (
-    advice_part,
     choice_part,
     commands_part,
     excluded_part,
@@ -45,7 +43,6 @@ def write_report(
     title: str = "",
     tasks: Sequence[TaskScore] = (),
     forecasts: Sequence[Forecast] = (),
-    advice: Advice | None = None,
     provenance: Mapping[str, str] | None = None,
     commands: Sequence[str] = (),
 ) -> Path:
@@ -57,7 +54,7 @@ def write_report(
     folder = Path(folder)
     drawn = figures(result, curves, tasks, forecasts)
     name = title or result.points.source or "scaling study"
-    text = report_html(name, result, points, drawn, advice, provenance or {}, commands)
+    text = report_html(name, result, points, drawn, provenance or {}, commands)
     for item in drawn:
         write_atomic(folder / "figures" / f"{item.name}.svg", item.svg)
         write_bytes(folder / "figures" / f"{item.name}.png", item.png)
@@ -100,7 +97,6 @@ def report_html(
     result: FitResult,
     points: Points,
     drawn: Sequence[Figure],
-    advice: Advice | None,
     provenance: Mapping[str, str],
     commands: Sequence[str],
 ) -> str:
@@ -114,7 +110,6 @@ def report_html(
             section("Figures", f'<div class="figures">\n{figure_list(drawn)}\n</div>'),
             section("The fit", *(fit_part(fit) for fit in (result, *result.also)), tables_part(result)),
             section("What else could have been chosen", choice_part(result), sensitivity_part(result)),
-            section("Next run", advice_part(advice)),
             section("Runs left out", excluded_part(points)),
             section("Runs of the fit", runs_part(result)),
             section("Where this comes from", provenance_part(result, provenance), commands_part(result, commands)),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import Resamples
+from analysis.bootstrap import Interval, Resamples
 from analysis.estimate import Estimate
 from analysis.holdout import HoldOut
 from analysis.identify import Profile, Verdict
@@ -19,9 +19,6 @@ from analysis.noise import Noise
 from analysis.optimum import Optimum
 from analysis.rows import Array, Excluded, Points
 from gopher.errors import UsageError
-
-LEVELS = (80, 95)
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)

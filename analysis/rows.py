@@ -87,11 +87,11 @@ class Points:
         return {"params": self.column(self.parameter_column(parameters))} | {name: self.column(name) for name in names}
 
     def parameter_column(self, parameters: str = "auto") -> str:
-        """params_non_embedding | params_total for the convention `parameters`; auto takes non-embedding when every point has it."""
+        """params_non_embedding | params_total for a convention or the column itself; auto takes non-embedding when every point has it."""
         if parameters == "auto":
             known = bool(np.isfinite(self.column("params_non_embedding")).all())
             parameters = "non_embedding" if known else "total"
-        return f"params_{parameters}"
+        return f"params_{parameters.removeprefix('params_')}"
 
     def clusters(self) -> Array:
         """Integer cluster of each point: points of one run (run_id and seed) are resampled together."""

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.design import Advice
 from analysis.drawing import Figure, Table
 from analysis.findings import Finding, sentence
-from analysis.numbers import MISSING, count, decimals_for, fixed, interval, number, percent, power_of_ten, rung_name
+from analysis.numbers import MISSING, count, decimals_for, interval, number, percent, power_of_ten, rung_name
 from analysis.page import escape, figure, folded, table
 from analysis.result import FitResult, versions
 from analysis.rows import Points
@@ -195,39 +194,6 @@ def plain_cell(key: str, value: Any) -> str:
     if key == "flops":
         return power_of_ten(float(value), 3)
     return count(float(value)) if key in ("n_opt", "d_opt") else number(float(value))
-
-
-def advice_part(advice: Advice | None) -> str:
-    """What to run next."""
-    if advice is None:
-        return ""
-    names = {"params": "parameters", "flops": "FLOPs"}
-    at = ", ".join(
-        f"{power_of_ten(v) if k == 'flops' else count(v)} {names.get(k, k)}" for k, v in advice.target.items()
-    )
-    rows = tuple(
-        (
-            s.option.name,
-            power_of_ten(s.cost),
-            str(s.runs_there),
-            f"{percent(s.sd_now)} → {percent(s.sd_after)}" if s.sd_now is not None else MISSING,
-            percent(100 * s.drop),
-            fixed(s.drop_per_cost, 2),
-        )
-        for s in advice.ranking[:12]
-    )
-    header = (
-        "run",
-        "cost",
-        "runs there now",
-        "uncertainty of the law at the target",
-        "variance gone",
-        "per cost, best = 1",
-    )
-    said = f"<p>Runs ranked by how much they narrow the prediction at {escape(at)} per unit of cost (FLOPs unless a cost was given).</p>"
-    return (
-        said + table(Table(header=header, rows=rows)) + "".join(f"<p>{escape(sentence(n))}</p>" for n in advice.notes)
-    )
 
 
 # ------------------------------------------------------------------------------------------------ runs and provenance

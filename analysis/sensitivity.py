@@ -75,15 +75,12 @@ def variants(e: Estimate, parameters: str) -> Iterator[tuple[str, str, Points, s
 
 
 def row(what: str, setting: str, e: Estimate, targets: tuple[Mapping[str, float], ...]) -> dict[str, Any]:
-    at = {name: np.array([value]) for name, value in e.params.items()}
-    with np.errstate(all="ignore"):
-        derived = {name: float(v[0]) for name, v in e.law.derived(at).items()}
     out: dict[str, Any] = {
         "what": what,
         "setting": setting,
         "n_points": len(e.loss),
         "params": e.params,
-        "derived": derived,
+        "derived": e.derived,
     }
     if targets and all(name in targets[0] for name in e.law.inputs):
         out["prediction"] = float(e.law.predict(e.params, targets[0])[0])

@@ -29,7 +29,7 @@ from analysis.screening import (
 from analysis.selection import best_learning_rates, untuned
 from analysis.sizes import SIZES
 from analysis.tasks import is_lower_better
-from gopher.errors import UsageError, did_you_mean
+from gopher.errors import UsageError, did_you_mean, first_line
 
 NUMBERS = (
     "seed",
@@ -81,9 +81,8 @@ def read_frame(path: str | Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path, low_memory=False)
     except (ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"{path.name} cannot be read as a table ({first}); give a CSV file with a header line or a Parquet file"
+            f"{path.name} cannot be read as a table ({first_line(error)}); give a CSV file with a header line or a Parquet file"
         ) from None
     if frame.empty:
         raise UsageError(f"{path.name} has a header and no rows; give a file with one row per run")
@@ -174,9 +173,8 @@ def select_rows(table: pd.DataFrame, where: str, source: str) -> pd.DataFrame:
     try:
         found = with_notes(table).query(where, engine="python")
     except Exception as error:  # pandas raises many types for a bad query; all are the user's to mend
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f'where is "{where}" and cannot be evaluated on {source} ({first}); use column names ({", ".join(map(str, table.columns))}) '
+            f'where is "{where}" and cannot be evaluated on {source} ({first_line(error)}); use column names ({", ".join(map(str, table.columns))}) '
             "in a pandas query such as where=\"split=='fit240'\""
         ) from None
     if not isinstance(found, pd.DataFrame) or found.empty:
@@ -300,7 +298,7 @@ def to_points(table: pd.DataFrame, source: str) -> tuple[Point, ...]:
     for row in table.to_dict("records"):
         known: dict[str, Any] = {name: optional(row.get(name)) for name in NUMBERS}
         known |= {name: text(row.get(name)) for name in TEXTS}
-        rung = text(row.get("rung")) or (rung_name(row[size]) if size else "all")
+        rung = text(row.get("rung")) or (size_name(row[size]) if size else "all")
         out.append(
             Point(
                 run_id=name_of(row),
@@ -318,7 +316,7 @@ def to_points(table: pd.DataFrame, source: str) -> tuple[Point, ...]:
     return tuple(out)
 
 
-def rung_name(value: float) -> str:
+def size_name(value: float) -> str:
     """A parameter count with three significant digits and a suffix: 43663872 is 43.7M."""
     for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * limit:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.rows import Array, Excluded, Points
 from analysis.sizes import SIZES, TRAINED_TOLERANCE, same_design
-from analysis.table import measured_rows, rung_name
+from analysis.table import measured_rows, size_name
 from gopher.errors import UsageError
 
 
@@ -101,7 +101,7 @@ def named_own(table: pd.DataFrame, target: Target) -> Array:
         return keyed(table, target)
     params = column(table, "params_non_embedding")
     params = np.where(np.isfinite(params), params, column(table, "params_total"))
-    called = [name or (rung_name(n) if np.isfinite(n) else "") for name, n in zip(table["rung"], params, strict=True)]
+    called = [name or (size_name(n) if np.isfinite(n) else "") for name, n in zip(table["rung"], params, strict=True)]
     tokens = column(table, "tokens")
     elsewhere = (
         np.zeros(len(table), bool) if target.tokens is None else np.abs(tokens / target.tokens - 1) > TRAINED_TOLERANCE

@@ -26,6 +26,7 @@ from analysis.tasks import TaskScore, base, by_rung, by_task
 
 PANELS = 8  # of one figure; more tasks go to a further one
 LEAST_RANGE = 0.05  # of an axis of scores
+LONGEST_LINE = 22  # letters over one panel of two
 ASIDE = 4.0  # units that an untrained model stands to the right of the trained one
 CHANCE, REFERENCE = (1.5, 2), (6, 3)  # dashes
 
@@ -159,11 +160,11 @@ def note_of(task: str, metric: str, group: Sequence[TaskScore]) -> str:
     return f"{MODEL} {where}" if where == "at chance" else f"{MODEL} {number(reference.value, 3)} {where}".rstrip()
 
 
-def in_lines(name: str, most: int = 22) -> list[str]:
+def in_lines(name: str) -> list[str]:
     """A long name cut behind underscores, where a panel ends."""
     lines = [""]
     for word in re.findall(r"[^_]*_+|[^_]+$", name):
-        if lines[-1] and len(lines[-1] + word) > most:
+        if lines[-1] and len(lines[-1] + word) > LONGEST_LINE:
             lines.append("")
         lines[-1] += word
     return lines

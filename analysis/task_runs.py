@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.rows import Array, Point, Points
-from analysis.table import rung_name, select_rows
+from analysis.table import select_rows, size_name
 from gopher.errors import UsageError, did_you_mean
 
 
@@ -41,13 +41,17 @@ class TaskRun:
     in_step2: bool
     target: bool
 
+    def final(self, last: int) -> tuple[float, float]:
+        """Its task loss and score: means over the last checkpoints."""
+        return float(self.loss[-last:].mean()), float(self.score[-last:].mean())
+
     def point(self, last: int) -> Point:
         """The run as a point of step 1: its mean task loss over the last checkpoints."""
         size = self.numbers["params_non_embedding"] or self.numbers["params_total"]
         return Point(
             run_id=self.run_id,
-            rung=rung_name(size) if size else self.run_id,
-            loss=float(self.loss[-last:].mean()),
+            rung=size_name(size) if size else self.run_id,
+            loss=self.final(last)[0],
             loss_name="task loss",
             params_total=self.numbers["params_total"],
             params_non_embedding=self.numbers["params_non_embedding"],

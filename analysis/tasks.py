@@ -32,7 +32,6 @@ class TaskScore:
     seed: int | None = None
     is_group: bool = False  # of tasks that have scores of their own
     untrained: bool = False  # step 0: the same model before training
-    flops: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,6 @@ class RungScore:
     params: float
     value: float
     stderr: float | None
-    runs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +111,7 @@ def rung_score(rung: str, group: Sequence[TaskScore]) -> RungScore:
         centre = mean(values)
         seeds = sum((v - centre) ** 2 for v in values) / (len(values) - 1) / len(values)
         item = math.sqrt(item**2 + seeds)
-    return RungScore(rung=rung, params=group[0].params, value=mean(values), stderr=item, runs=len(values))
+    return RungScore(rung=rung, params=group[0].params, value=mean(values), stderr=item)
 
 
 def by_task(scores: Sequence[TaskScore]) -> dict[tuple[str, str, str], list[TaskScore]]:

@@ -103,6 +103,15 @@ def test_auto_chooses_by_hold_out_and_says_so():
     assert result.holdout[0].law == "power_law_offset"
 
 
+def test_each_target_of_auto_goes_to_the_law_that_reads_it():
+    targets = ({"params": 1e9}, {"flops": 1e20})
+    result = fit(ladder(np.random.default_rng(2)), FitSettings(bootstrap=0, targets=targets, sensitivity=False))
+    assert [p.inputs for p in result.predictions] == [{"params": 1e9}] and result.settings.targets == targets
+    assert [p.inputs for p in result.also[0].predictions] == [{"flops": 1e20}]
+    with pytest.raises(UsageError, match="lacks params"):
+        fit(ladder(np.random.default_rng(2)), FitSettings(bootstrap=0, targets=({"tokens": 1e9},)))
+
+
 def test_auto_on_a_straight_ladder_reports_a_power_law():
     result = fit(ladder(np.random.default_rng(3), noise=0.002, e=1e-9, a=12.0, alpha=0.08), FitSettings(bootstrap=100))
     assert result.law == "power_law" and result.verdict.identified

@@ -6,7 +6,8 @@ from scaling import HOFFMANN, loss_of, make_points
 
 from analysis.findings import headline
 from analysis.fit import FitSettings, fit, to_json
-from analysis.isoflop import Minimum, held_out, parabola_minimum, smaller
+from analysis.isoflop import parabola_minimum, smaller
+from analysis.minima import Minimum, held_out
 from analysis.rows import Points
 from gopher.errors import UsageError
 

@@ -11,11 +11,9 @@ import pytest
 from pictures import all_figures, joint_fit, ladder_fit, ladder_points
 
 from analysis import isoflop_figures
-from analysis.design import suggest
 from analysis.findings import findings, headline
 from analysis.fit import FitSettings, dumps, fit, to_json
 from analysis.fit_figures import holdouts
-from analysis.options import default_options
 from analysis.points import points_from_file
 from analysis.report import report_html, write_report
 from analysis.rows import Points
@@ -28,9 +26,8 @@ QUICK = FitSettings(law="power_law", bootstrap=0, sensitivity=False)
 @pytest.fixture(scope="module")
 def text():
     result = ladder_fit()
-    advice = suggest(result, {"params": 5e6}, default_options(result, {"params": 5e6}))
     given = {"git commit": "c0ffee (clean)", "tokenizer hash": "9f" * 32}
-    return report_html("demo", result, result.points, all_figures(), advice, given, ["gopher report sweep=demo"])
+    return report_html("demo", result, result.points, all_figures(), given, ["gopher report sweep=demo"])
 
 
 def changed(points: Points, rung: str, factor: float) -> Points:
@@ -137,13 +134,12 @@ def test_the_page_names_runs_exclusions_provenance_and_commands(text):
         "gopher report sweep=demo",
     ):
         assert part in text
-    assert "Next run" in text and "beyond 1.3M" in text
 
 
 def test_names_are_escaped():
     rows = tuple(replace(p, run_id=f"<b>{p.run_id}</b>", rung=f"<i>{p.rung}&") for p in ladder_points())
     result = fit(Points(rows=rows, source="<script>x"), replace(QUICK, holdout=0))
-    page = report_html("<script>alert(1)</script>", result, result.points, [], None, {"<b>": "<b>"}, ["<b>"])
+    page = report_html("<script>alert(1)</script>", result, result.points, [], {"<b>": "<b>"}, ["<b>"])
     assert "<script>" not in page and "<b>54k" not in page and "<i>54k" not in page
 
 

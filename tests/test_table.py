@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.table import MAX_POINTS, points_from_file, points_from_frame, rung_name
+from analysis.table import MAX_POINTS, points_from_file, points_from_frame, size_name
 from gopher.errors import UsageError
 
 
@@ -247,7 +247,7 @@ def test_the_best_setting_has_the_highest_score_or_the_lowest_loss(metric, best)
     ("value", "name"), [(43663872, "43.7M"), (1e9, "1B"), (999.9e6, "1B"), (1234, "1.23k"), (54_000, "54k")]
 )
 def test_rungs_without_a_name_are_called_by_their_size(value, name):
-    assert rung_name(value) == name
+    assert size_name(value) == name
 
 
 def test_flops_are_derived_by_a_named_convention_only_where_none_are_given():
