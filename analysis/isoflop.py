@@ -164,6 +164,10 @@ def redrawn_lines(
         at = np.isfinite(row_n) & np.isfinite(row_d)
         if at.sum() >= 2:
             lines.append(
-                frontier(Minima(flops=flops[at], n_opt=10 ** row_n[at], d_opt=10 ** row_d[at], loss=np.full(at.sum(), np.nan)))
+                frontier(
+                    Minima(
+                        flops=flops[at], n_opt=10 ** row_n[at], d_opt=10 ** row_d[at], loss=np.full(at.sum(), np.nan)
+                    )
+                )
             )
     return lines

@@ -16,7 +16,7 @@ from pathlib import Path
 from show import show
 
 from gopher.record import RunState
-from gopher.spec import to_json
+from gopher.spec_json import to_json
 from sweeps import launched
 from sweeps.provenance import versions
 from sweeps.settings import Settings

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from gopher.errors import SetupError, UsageError, did_you_mean, first_line
+from gopher.errors import SetupError, UsageError, did_you_mean, first_line, require
 from gopher.identity import content_hash
 from gopher.record import write_atomic
-from gopher.spec import DataSpec, SubsetSpec, require
+from gopher.spec import DataSpec, SubsetSpec
 
 EXTRACTOR_VERSION = 1  # raise it when the same files begin to give other documents
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")

@@ -19,6 +19,12 @@ class SetupError(GopherError):
     exit_code = 3
 
 
+def require(ok: bool, message: str) -> None:
+    """Raise `UsageError` with the message unless `ok`."""
+    if not ok:
+        raise UsageError(message)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, or the error's type."""
     return next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)

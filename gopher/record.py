@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.spec import Placement, RunSpec, build, from_json, to_json
+from gopher.spec import Placement, RunSpec
+from gopher.spec_json import build, from_json, to_json
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
 MARKER = "complete.json"  # in a checkpoint's folder: what it is and the SHA-256 of its files

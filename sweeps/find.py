@@ -8,7 +8,7 @@ from typing import Any
 
 from gopher.errors import UsageError, did_you_mean
 from gopher.record import RunFolder
-from gopher.spec import to_json
+from gopher.spec_json import to_json
 from sweeps.settings import Settings
 from sweeps.study import PlannedRun, Study
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from gopher.errors import GopherError
 from gopher.record import write_atomic
-from gopher.spec import RunSpec, build
+from gopher.spec import RunSpec
+from gopher.spec_json import build
 from sweeps.compose import read_word
 from sweeps.settings import Settings
 from sweeps.study import Study

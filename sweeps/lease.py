@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gopher.errors import SetupError, UsageError
 from gopher.record import write_atomic
-from gopher.spec import build
+from gopher.spec_json import build
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 120.0

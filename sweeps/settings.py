@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from gopher.errors import UsageError
+from gopher.errors import UsageError, require
 from gopher.evals.exam import FEWSHOT_SEED, Exam
-from gopher.spec import build, require
+from gopher.spec_json import build
 
 FOLLOWING = ("fit", "report", "suggest")  # verbs that need no words of their own
 

@@ -10,7 +10,8 @@ from gopher import corpus, data
 from gopher.errors import UsageError, did_you_mean
 from gopher.identity import flatten
 from gopher.parent import Parent, find_parent
-from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, build, check_shares, plain_name
+from gopher.spec import DataSpec, Placement, RunSpec, SubsetSpec, TokenizerSpec, check_shares, plain_name
+from gopher.spec_json import build
 from sweeps.compose import Composed, compose, groups, hydra_session, read_word
 
 RUN_SECTIONS = ("model", "optim", "batch", "precision", "evaluation")

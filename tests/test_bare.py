@@ -18,7 +18,8 @@ from pathlib import Path
 from gopher import corpus
 from gopher.data import prepare
 from gopher.record import RunFolder
-from gopher.spec import DataSpec, Placement, RunSpec, TokenizerSpec, from_json
+from gopher.spec import DataSpec, Placement, RunSpec, TokenizerSpec
+from gopher.spec_json import from_json
 from gopher.train import train
 
 root = Path(sys.argv[1])
@@ -32,7 +33,7 @@ print(train(folder).state)
 
 
 def test_training_needs_only_torch_numpy_and_sentencepiece(tmp_path: Path) -> None:
-    from gopher.spec import to_json
+    from gopher.spec_json import to_json
 
     write_text(tmp_path / "text", documents=10)
     (tmp_path / "spec.json").write_text(to_json(demo_spec(tokens=4096)))

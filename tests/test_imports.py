@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gopher", "analysis", "sweeps")
-PURE = ("gopher.errors", "gopher.identity", "gopher.spec", "gopher.size", "gopher.record")
+PURE = ("gopher.errors", "gopher.identity", "gopher.spec", "gopher.spec_json", "gopher.size", "gopher.record")
 
 
 def modules() -> dict[str, Path]:

@@ -17,11 +17,9 @@ from gopher.spec import (
     PrecisionSpec,
     RunSpec,
     TokenizerSpec,
-    build,
     check_shares,
-    from_json,
-    to_json,
 )
+from gopher.spec_json import build, from_json, to_json
 
 
 def test_json_round_trip_keeps_the_key() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gopher.spec import require
+from gopher.errors import require
 from sweeps.find import find_run, known_runs, one_word
 from sweeps.settings import settings_of
 from sweeps.study import ComposeFn, load_study
