@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference import SPEC, model_of
 
-from gopher.cache import HIDDEN, Cache, Places, Reader, check_tokens
+from gopher.attention import product
+from gopher.cache import HIDDEN, Cache, Places, Reader, check_tokens, mix
 from gopher.errors import UsageError
 from gopher.model import Transformer
 
@@ -70,6 +71,23 @@ def test_float32_and_bfloat16() -> None:
         parts = [reader.read(part, cache) for part in tokens.split([11, 1, 1, 27], dim=1)]
         close(torch.cat(parts, dim=1).float(), full(model, tokens).float(), limit)
         assert reader.logits(parts[0]).dtype == torch.float32
+
+
+def test_narrow_numbers_are_multiplied_and_weighed_in_float32() -> None:
+    """A bfloat16 score or logit is off by 0.4 %, enough to turn an answer: products of narrow numbers are float32 ones."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, *n, 32, generator=generator).to(torch.bfloat16) for n in ((5,), (7,)))
+    exact = a.double() @ b.double().mT
+    torch.testing.assert_close(product(a, b.mT).double(), exact, rtol=1e-5, atol=1e-6)
+    reader = Reader(model_of(torch.bfloat16))
+    hidden = torch.randn(3, reader.head.size(1), generator=generator).to(torch.bfloat16)
+    logits = hidden.double() @ reader.model.embedding.double().t()
+    torch.testing.assert_close(reader.logits(hidden).double(), logits, rtol=1e-5, atol=1e-6)
+    # one head, row and query; scores 100 and 100.25, which bfloat16 does not tell apart
+    scores, keys = torch.tensor([100.0, 100.25])[None, None, None], torch.zeros(1, 1, 2, 4, dtype=torch.bfloat16)
+    values = torch.tensor([0.0, 1.0], dtype=torch.bfloat16)[None, None, :, None]
+    mixed = mix(scores.clone(), torch.zeros(1, 1, 1, 4, dtype=torch.bfloat16), [(keys, values)])
+    assert mixed.item() == pytest.approx(torch.softmax(scores, -1)[..., 1].item(), rel=4e-3)
 
 
 def test_left_padded_rows_equal_each_row_alone() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gopher.model import LOSS_TOKENS, Norm, Transformer, initial_std, initialise, summed_loss
+from gopher.model import LOSS_TOKENS, Norm, Transformer, block_loss, initial_std, initialise, summed_loss
 from gopher.size import params_total
 from gopher.spec import ModelSpec
 
@@ -69,6 +69,16 @@ def test_loss_gradients_equal_those_of_torch() -> None:
     ours = torch.autograd.grad(summed_loss(x, embedding, targets) / 7, (x, embedding))
     theirs = torch.autograd.grad(F.cross_entropy(x @ embedding.T, targets, reduction="sum") / 7, (x, embedding))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_narrow_logits_lose_nothing_more_in_the_loss() -> None:
+    """Loss and probabilities of bfloat16 logits are those of the same numbers in float64."""
+    generator = torch.Generator().manual_seed(0)
+    scores = (3 * torch.randn(50, 400, generator=generator)).to(torch.bfloat16)
+    targets = torch.randint(0, 400, (50,), generator=generator)
+    nats, p = block_loss(scores, targets)
+    assert nats.item() == pytest.approx(F.cross_entropy(scores.double(), targets, reduction="sum").item(), rel=1e-6)
+    torch.testing.assert_close(p.double(), torch.softmax(scores.double(), dim=-1), rtol=1e-5, atol=1e-9)
 
 
 def test_loss_survives_a_target_of_probability_zero() -> None:

@@ -123,6 +123,25 @@ def test_bfloat16_parameters_follow_updates_below_their_resolution() -> None:
     assert parameter.float().mean().item() == pytest.approx(0.996, abs=4e-4)  # 6 standard errors
 
 
+def halfway(seed: int, step: int, name: str) -> torch.Tensor:
+    """Whether each of 4,096 ones was rounded down by update number `step`, which takes half the way to the next number."""
+    run = dataclasses.replace(demo_spec(seed=seed), precision=NARROW)
+    parameter = torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
+    adam = Adam([Part(name=name, parameter=parameter, local=parameter.detach(), place=0)], run)
+    parameter.grad = torch.ones(4096, dtype=torch.bfloat16)
+    o = run.optim
+    first = (1 - o.beta1) / math.sqrt(1 - o.beta2) * math.sqrt(1 - o.beta2**step) / (1 - o.beta1**step)
+    adam.step(step, 2**-9 / first, 1.0)  # moments are as after one step, whatever the step's number
+    return parameter.detach() < 1
+
+
+def test_rounding_draws_anew_for_every_seed_step_and_parameter() -> None:
+    usual = halfway(0, 1, "w")
+    assert torch.equal(usual, halfway(0, 1, "w")) and usual.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    for other in (halfway(1, 1, "w"), halfway(0, 2, "w"), halfway(0, 1, "v")):
+        assert (usual == other).float().mean().item() == pytest.approx(0.5, abs=0.05)  # 6 standard errors
+
+
 @settings(deadline=None)
 @given(st.floats(allow_nan=False, width=32), st.integers(0, 2**63))
 def test_rounding_goes_to_a_neighbour(value: float, key: int) -> None:

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from distributed import on_ranks
 from studies import demo_spec, disk_of, stop_at, tiny_shards
 
 from gopher.errors import GopherError, UsageError
+from gopher.optim import Adam
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
 from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec
 from gopher.train import LAG_STEPS, train
@@ -301,8 +303,18 @@ def test_sums_that_are_read_late_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
     step: int | None,
 ) -> None:
-    """As on a GPU: a step that cannot be trusted is known one update later, and never logged, evaluated or saved."""
+    """As on a GPU: a step that cannot be trusted is known one update later, and never logged, evaluated or saved.
+
+    Its own update changes nothing, for the loss that is no number makes the factor of the gradients none.
+    """
     monkeypatch.setitem(LAG_STEPS, "cpu", 1)
+    scales, update = [], Adam.step
+
+    def spied(self: Adam, step: int, rate: float, scale: torch.Tensor) -> None:
+        scales.append(float(scale))
+        update(self, step, rate, scale)
+
+    monkeypatch.setattr(Adam, "step", spied)
     folder = run_in(tmp_path / "run", shards, {"log_every_steps": 4, "checkpoints": "async"})
     if step is not None:
         drill(folder, {"step": step, "fault": "nan"})
@@ -315,6 +327,7 @@ def test_sums_that_are_read_late_change_nothing(
     assert losses == {s: undisturbed[s] for s in losses}
     assert numbers(folder)["val/loss"] == numbers(finished)["val/loss"]
     assert kinds(folder) == ([] if step is None else [("rewind", step)])
+    assert sum(map(math.isnan, scales)) == len(kinds(folder))
 
 
 def test_a_run_beyond_help_says_so_and_keeps_its_checkpoint(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
