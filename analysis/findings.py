@@ -67,6 +67,7 @@ def findings(result: FitResult) -> Findings:
         *noise_findings(result),
         *interval_findings(result),
         *target_findings(result),
+        *(finding for fit in elsewhere(result) for finding in target_findings(fit)),
         *choice_findings(result),
         *optimum_findings(result),
         *exclusion_findings(result),
@@ -251,6 +252,12 @@ def rolling_findings(result: FitResult) -> Iterator[Finding]:
         yield warning(f"{text}; outside: {names} smaller ones.")
     else:
         yield good(f"{text}.")
+
+
+def elsewhere(result: FitResult) -> list[FitResult]:
+    """The fits in `also` with those targets alone that the main law did not read."""
+    mine = [p.inputs for p in result.predictions]
+    return [replace(fit, predictions=tuple(p for p in fit.predictions if p.inputs not in mine)) for fit in result.also]
 
 
 def also_findings(fit: FitResult) -> Iterator[Finding]:

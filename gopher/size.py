@@ -123,8 +123,12 @@ class TrainBytes:
         return self.parameters + self.gradients + self.moments
 
 
-def train_bytes(run: RunSpec, ranks: int) -> TrainBytes:
-    """Sharded parameter, gradient and Adam bytes per rank; moments are float32 in every mode (paper: 2.5 TiB at 280B in bf16)."""
+def train_bytes(run: RunSpec, ranks: int, tensor_parallel: int = 1) -> TrainBytes:
+    """Sharded parameter, gradient and Adam bytes per rank; moments are float32 in every mode (paper: 2.5 TiB at 280B in bf16).
+
+    Tensor parallelism cuts the linear maps alone: `tensor_parallel` neighbours hold the same part of everything else.
+    """
     width = 2 if run.precision.parameters == "bfloat16" else 4
-    n = params_total(run.model) / ranks
+    maps = 13 * run.model.d_model**2 * run.model.n_layers
+    n = (maps + tensor_parallel * (params_total(run.model) - maps)) / ranks
     return TrainBytes(parameters=width * n, gradients=width * n, moments=8 * n)

@@ -384,5 +384,5 @@ def utilised(run: RunSpec, placement: Placement, world: int, speed: dict[str, fl
 
 
 def one_line(failure: BaseException) -> str:
-    said = first_line(failure)
-    return said if isinstance(failure, GopherError) else f"{type(failure).__name__}: {said}"
+    said, kind = first_line(failure), type(failure).__name__
+    return said if isinstance(failure, GopherError) or said == kind else f"{kind}: {said}"

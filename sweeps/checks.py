@@ -159,9 +159,12 @@ def ray(settings: Settings) -> Finding:
     address = address or current_ray()
     if not address:
         return Finding(FAIL, "no Ray runs here", "ray start --head, or set RAY_ADDRESS")
-    place = urlsplit(address if "://" in address else f"//{address}")
-    usual = 10001 if place.scheme == "ray" else 6379
-    if not answers(place.hostname or "127.0.0.1", place.port or usual, ANSWER_SECONDS):
+    place = address.rpartition("://")[2]
+    host, _, number = place.rpartition(":") if ":" in place and not place.endswith("]") else (place, "", "")
+    if number and not (number.isdigit() and 1 <= int(number) <= 65535):
+        return Finding(FAIL, f"{address} has no port number", "name it as host:port")
+    usual = 10001 if address.startswith("ray://") else 6379
+    if not answers(host, int(number or usual), ANSWER_SECONDS):
         return Finding(FAIL, f"{address} does not answer", "ray start --head there, or cluster=local")
     return Finding(OK, f"{version} at {address}")
 

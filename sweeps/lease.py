@@ -29,7 +29,7 @@ STALE_SECONDS = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who holds a sweep, and what its driver uses and waits for on the cluster."""
+    """Who holds a sweep, what its driver uses on the cluster, and since when it waits for more."""
 
     id: str
     host: str

@@ -48,7 +48,8 @@ def console(stderr: bool = False) -> Any:
 class Table:
     """Rows under a title; numbers and short words right-aligned, the first and last columns left.
 
-    Where a terminal is too narrow, columns named in `spare` are left out, the first of them first, and the title says so.
+    Where a terminal is too narrow, columns named in `spare` are left out, the first of them first, and a line below says so.
+    Of the last column only the first word needs room: what follows, such as why a run failed, is folded.
     """
 
     title: str
@@ -57,20 +58,20 @@ class Table:
     spare: tuple[str, ...] = ()
 
     def __rich_console__(self, _console: Any, options: Any) -> Iterator[Any]:
-        lengths = [[cell_length(cell) for cell in row] for row in (self.columns, *self.rows)]
+        lengths = [
+            [*map(cell_length, row[:-1]), len((row[-1].split() or [""])[0])] for row in (self.columns, *self.rows)
+        ]
         needed = dict(zip(self.columns, (max(column) for column in zip(*lengths, strict=True)), strict=True))
-        needed[self.columns[-1]] = max(
-            len(word) for row in (self.columns, *self.rows) for word in row[-1].split() or [""]
-        )
         left_out: list[str] = []
         for name in self.spare:
             if sum(needed.values()) + GAP * len(needed) > options.max_width:
                 del needed[name]
                 left_out.append(name)
         kept = [i for i, name in enumerate(self.columns) if name in needed]
-        title = f"{self.title}; no room for {', '.join(left_out)}" if left_out else self.title
         columns, *rows = ([row[i] for i in kept] for row in (self.columns, *self.rows))
-        yield many_rows(title, columns, rows) if len(rows) > MANY_ROWS else few_rows(title, columns, rows)
+        yield many_rows(self.title, columns, rows) if len(rows) > MANY_ROWS else few_rows(self.title, columns, rows)
+        if left_out:
+            yield f"no room for {', '.join(left_out)}"
 
 
 def cell_length(cell: str) -> int:
@@ -86,7 +87,8 @@ def few_rows(title: str, columns: list[str], rows: list[list[str]]) -> Any:
 
     out = rich_table.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
-        out.add_column(name, justify="left" if i in (0, len(columns) - 1) else "right", no_wrap=i < len(columns) - 1)
+        last = i == len(columns) - 1
+        out.add_column(name, justify="left" if i == 0 or last else "right", no_wrap=not last, overflow="fold")
     for row in rows:
         out.add_row(*row)
     return out
@@ -109,7 +111,12 @@ def many_rows(title: str, columns: list[str], rows: list[list[str]]) -> Any:
 def status_table(name: str, rows: list[RunRow]) -> Table:
     columns = ["rung", "seed", "lr", "state", "step", "tokens", "train loss", "val loss", "tok/s", "ETA", "run"]
     summary = ", ".join(f"{n} {state}" for state, n in counts(rows).items() if n)
-    return Table(f"{name}: {summary}", columns, [status_line(r) for r in rows], ("tokens", "train loss", "tok/s", "lr"))
+    return Table(
+        f"{name}: {summary}",
+        columns,
+        [status_line(r) for r in rows],
+        ("tokens", "train loss", "tok/s", "lr", "ETA", "seed"),
+    )
 
 
 def status_line(row: RunRow) -> list[str]:
@@ -131,7 +138,7 @@ def plan_table(name: str, rows: list[PlanRow], total_flops: float) -> Table:
         + [str(r.workers), f"{sum(r.worker_bytes.values()) / 1e9:.3g}", r.state, r.key]
         for r in rows
     ]
-    spare = ("steps", "batch", "6 N D", "non-emb.", "workers", "GB each", "lr")
+    spare = ("steps", "batch", "6 N D", "non-emb.", "workers", "GB each", "lr", "seed", "tokens")
     return Table(f"{name}: {len(rows)} runs, {total_flops:.2e} training FLOPs", columns, lines, spare)
 
 

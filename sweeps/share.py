@@ -1,6 +1,6 @@
 """What one of several drivers on one cluster may use: pure arithmetic on what their leases tell.
 
-Every driver's heartbeat carries what it uses and the first task that waits for room. While others wait, a driver takes
+Every driver's heartbeat carries what it uses and since when its first task waits for room. While others wait, a driver takes
 no more than an equal share. A gang larger than a share would wait for ever then, so the head that has waited longest,
 once longer than `PATIENCE_SECONDS`, is served alone: everybody else starts nothing until it fits.
 """

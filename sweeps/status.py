@@ -80,7 +80,7 @@ class PlanRow:
 def plan_rows(study: Study, settings: Settings) -> list[PlanRow]:
     rows = []
     for run, row in zip(study.runs, run_rows(study.specs, settings), strict=True):
-        spec, workers = run.spec, run.placement.workers
+        spec, workers, together = run.spec, run.placement.workers, run.placement.tensor_parallel
         rows.append(
             PlanRow(
                 key=spec.key,
@@ -95,7 +95,7 @@ def plan_rows(study: Study, settings: Settings) -> list[PlanRow]:
                 train_flops=train_flops(spec),
                 train_flops_6n=train_flops_6n(spec),
                 workers=workers,
-                worker_bytes=asdict(train_bytes(spec, workers)),
+                worker_bytes=asdict(train_bytes(spec, workers, together)),
                 state=row.state,
             )
         )

@@ -92,6 +92,8 @@ def test_services_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for address in ("no-host.invalid", "ray://no-host.invalid"):  # with the usual port
         ray = checks.ray(settings(tmp_path, cluster=ClusterSettings(address=address)))
         assert ray.verdict == FAIL and ray.found == f"{address} does not answer"
+    ray = checks.ray(settings(tmp_path, cluster=ClusterSettings(address="host:abc")))
+    assert (ray.verdict, ray.found, ray.cure) == (FAIL, "host:abc has no port number", "name it as host:port")
     with socket.create_server(("127.0.0.1", 0)) as server:
         number = server.getsockname()[1]
         taken = checks.port(settings(tmp_path, ui=UiSettings(port=number)))

@@ -10,6 +10,7 @@ from rich.console import Console
 from scaling import ladder, study
 
 from analysis.command import print_result, request_from, run_fit
+from analysis.findings import findings, prediction_sentence
 from analysis.fit import FitSettings, dumps, fit, to_json
 from analysis.points import points_from_file
 from analysis.rows import Points
@@ -108,6 +109,8 @@ def test_each_target_of_auto_goes_to_the_law_that_reads_it():
     result = fit(ladder(np.random.default_rng(2)), FitSettings(bootstrap=0, targets=targets, sensitivity=False))
     assert [p.inputs for p in result.predictions] == [{"params": 1e9}] and result.settings.targets == targets
     assert [p.inputs for p in result.also[0].predictions] == [{"flops": 1e20}]
+    told = " ".join(f.text for f in findings(result).findings)
+    assert all(prediction_sentence(p) in told for fitted in (result, result.also[0]) for p in fitted.predictions)
     with pytest.raises(UsageError, match="lacks params"):
         fit(ladder(np.random.default_rng(2)), FitSettings(bootstrap=0, targets=({"tokens": 1e9},)))
 

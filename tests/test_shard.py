@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from distributed import on_ranks
 from studies import demo_spec, save, stop_at, tiny_shards
 
@@ -16,6 +17,7 @@ from gopher.model import Transformer
 from gopher.optim import Adam
 from gopher.record import FINISHED, STOPPED, RunFolder
 from gopher.shard_files import load_into
+from gopher.size import train_bytes
 from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec
 from gopher.train import train
 
@@ -112,10 +114,16 @@ def test_a_run_moves_between_meshes(shards: tuple[DataSpec, Path], alone: RunFol
 
 
 def save_first_steps(rank: int, path: Path, spec: RunSpec, together: int, world: int) -> None:
-    """Checkpoint 0: the parameters as initialised. Checkpoint 1: the same after an update by made-up gradients."""
+    """Checkpoint 0: the parameters as initialised. Checkpoint 1: the same after an update by made-up gradients.
+
+    What the ranks hold is what `train_bytes` says of one, on average.
+    """
     placement = Placement(data_dir="-", workers=world, tensor_parallel=together)
     with shard.mesh_of(placement) as mesh:
         adam = Adam(shard.parts(shard.build(spec, placement, mesh)), spec)
+        held = torch.tensor(float(sum(part.local.nbytes for part in adam.parts)))
+        dist.all_reduce(held)
+        assert held.item() / world == train_bytes(spec, world, together).parameters
         save(path, 0, adam, spec.key, keep=2)
         for part in adam.parts:
             part.parameter.grad = part.parameter.detach().sign()

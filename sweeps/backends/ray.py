@@ -21,7 +21,7 @@ from typing import Any
 from gopher.errors import GopherError, SetupError
 from gopher.record import RunFolder
 from sweeps.backends import LOST_TIMES, BackendLost, DataJob, EvalJob, Job
-from sweeps.backends.ray_gang import Gang, Hub, first_line, gang_shape
+from sweeps.backends.ray_gang import Gang, Hub, gang_shape, own_sentence
 from sweeps.backends.ray_lean import lean_node
 from sweeps.machine import answers, usable_cpus
 from sweeps.pulse import beating
@@ -96,7 +96,7 @@ class RayBackend:
                 else "start one with `ray start --head`, set RAY_ADDRESS, or use cluster=local"
             )
             kind = BackendLost if LOST_TIMES in os.environ else SetupError  # it was there before: worth waiting for
-            raise kind(f"Ray at '{cluster.address}' could not be reached ({first_line(error)}); {cure}") from None
+            raise kind(f"Ray at '{cluster.address}' could not be reached ({own_sentence(error)}); {cure}") from None
 
     @property
     def capacity(self) -> Capacity:
@@ -237,10 +237,10 @@ class RayBackend:
             cause = error.cause if isinstance(error.cause, Exception) else error
             code = cause.exit_code if isinstance(cause, GopherError) else 1
             return Event(
-                key=key, ok=False, reason=first_line(cause), cause=CRASH if code == 1 else FINAL, exit_code=code
+                key=key, ok=False, reason=own_sentence(cause), cause=CRASH if code == 1 else FINAL, exit_code=code
             )
         except self.ray.exceptions.RayError as error:
-            return Event(key=key, ok=False, reason=call.killed_for or first_line(error), cause=CRASH)
+            return Event(key=key, ok=False, reason=call.killed_for or own_sentence(error), cause=CRASH)
         return Event(key=key, ok=True)
 
     def cancel(self, key: str, reason: str) -> None:

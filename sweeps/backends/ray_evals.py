@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gopher.errors import GopherError
+from gopher.errors import GopherError, first_line
 from gopher.evals import units
 from gopher.evals.store import Store
 from gopher.evals.units import Unit
@@ -49,7 +49,7 @@ def score_on_ray(
             attempts[unit] += 1
             if attempts[unit] == ATTEMPTS:
                 raise GopherError(
-                    f"scoring {unit.parts[0].task} killed its worker {ATTEMPTS} times ({str(lost).splitlines()[0]}); "
+                    f"scoring {unit.parts[0].task} killed its worker {ATTEMPTS} times ({first_line(lost)}); "
                     "lower evals.limit, or use a machine with more memory"
                 ) from None
             waiting.append(unit)

@@ -76,7 +76,7 @@ class Gang:
             trainer.fit()
             self._error.append("the gang ended")
         except Exception as error:  # any end of the gang is the run's end too, told by `collect`
-            self._error.append(LEFT if LEFT in str(error) else first_line(error))
+            self._error.append(LEFT if LEFT in str(error) else own_sentence(error))
 
     def give(self, key: str, folder: Path) -> None:
         """Hand the next run to the workers; that their mailbox is gone shows in `collect`."""
@@ -85,7 +85,7 @@ class Gang:
             self.ray.get(self.hub.put.remote(self.name, str(folder)))
             self._done = self.hub.result.remote(self.name, self.given)
         except self.ray.exceptions.RayError as error:
-            self._error.append(first_line(error))
+            self._error.append(own_sentence(error))
         self.given += 1
 
     def collect(self) -> None:
@@ -113,7 +113,7 @@ class Gang:
             ready, _ = self.ray.wait([self._done], timeout=0)
             return self.ray.get(ready[0]) if ready else None
         except self.ray.exceptions.RayError as error:
-            self._error.append(first_line(error))
+            self._error.append(own_sentence(error))
             return None
 
     def kill(self, reason: str) -> None:
@@ -273,7 +273,7 @@ def leaving() -> bool:
     return TERMINATED.is_set() or notice is not None
 
 
-def first_line(error: BaseException) -> str:
+def own_sentence(error: BaseException) -> str:
     """The error's own sentence, without the stack and the guesses that Ray folds into it."""
     lines = [line for line in str(error).split("\n") if line.strip()]
     return lines[-1].split(" Some common causes")[0].strip() if lines else type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any
 
 from gopher.errors import SetupError
 from sweeps.backends.ray import import_ray
-from sweeps.backends.ray_gang import first_line
+from sweeps.backends.ray_gang import own_sentence
 
 SERVER, CLUSTER = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"  # what Ray's client asks, in this order, before its argument
 
@@ -75,7 +75,7 @@ def submit(words: Sequence[str], address: str) -> SubmittedJob:
         ) from None
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise SetupError(
-            f"no Ray job server answers at {where} ({first_line(error)}); start the head with `ray[default]` "
+            f"no Ray job server answers at {where} ({own_sentence(error)}); start the head with `ray[default]` "
             f"installed and set {SERVER}=http://HEAD:8265, or launch without detach"
         ) from None
     return SubmittedJob(name=str(name), server=client.get_address(), client=client)

@@ -47,11 +47,11 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
 def check(chat: dict[str, Any]) -> None:
     count = chat["max_new_tokens"]
     require(
-        count is None or (isinstance(count, int) and count > 0),
+        count is None or (type(count) is int and count > 0),
         f"chat.max_new_tokens is {count!r}; give a positive number, or null for a quarter of the context",
     )
     require(
-        isinstance(chat["ahead"], int) and chat["ahead"] > 0, f"chat.ahead is {chat['ahead']!r}; give a positive number"
+        type(chat["ahead"]) is int and chat["ahead"] > 0, f"chat.ahead is {chat['ahead']!r}; give a positive number"
     )
     require(
         chat["draft"] is None or isinstance(chat["draft"], str),
