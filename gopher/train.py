@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +87,39 @@ def train_steps(
     if step == 0:
         inherit(model, run, placement)
     skips = skips_of(journal.events())
-    pulse, drill = Pulse(run, world, watch_at(folder, step)), Drill(folder, rank)
+    pulse, drill = Pulse(run, world, watch_at(folder, step), step - 1), Drill(folder, rank)
     log_every = max(placement.log_every_steps, math.ceil(run.steps / LOGGED_ROWS))
+
+    def is_due(step: int) -> bool:
+        """Whether a checkpoint is."""
+        return step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named
+
     saved = step
+    trouble: Trouble | None = None
     journal.start(step)
     if step == 0 and 0 in saver.named:
         save(saver, 0, run, saved, journal, pulse)
 
     while True:
+        # ---- back to before what cannot be trusted
+        if trouble:
+            step = saved = rewind(folder, run, model, adam, saver, journal, pulse.step, trouble)
+            skips = skips_of(journal.events())
+            pulse = Pulse(run, world, watch_at(folder, step), step - 1, pulse.stop)
+            trouble = None
+
         # ---- evaluation; after a resume at such a step it is repeated with the same result
+        metrics: dict[str, float | None] = {}
         if step in run.evaluation_steps:
             metrics = evaluate(model, run, placement, validation, share, shares)
+            if trouble := untrusted(metrics):
+                continue  # no checkpoint was made of this step
             journal.log(step, metrics | budget(run, step, "val"))
-            if step == run.steps:
-                journal.log(step, final_metrics(run, metrics, journal.train_seconds, world))
-                return journal.state(FINISHED, step)
+        if step != saved and is_due(step):
+            saved = save(saver, step, run, saved, journal, pulse)
+        if step == run.steps:
+            journal.log(step, final_metrics(run, metrics, journal.train_seconds, world))
+            return journal.state(FINISHED, step)
         if stop := pulse.stop:
             if saved != step:
                 saved = save(saver, step, run, saved, journal, pulse)
@@ -110,16 +128,10 @@ def train_steps(
 
         # ---- forward and backward over this rank's micro-batches
         began = time.perf_counter()
-        nats = torch.zeros((), dtype=torch.float64, device=placement.device)
         first = run.sequences_before(step) + skipped_before(skips, step)
-        micro_batches = list(own_micro_batches(run, placement, step, first, share, shares))
-        for start in micro_batches:
-            batch = store.batch(run.data, run.seed, start, start + placement.micro_batch_sequences, run.model.context)
-            inputs, targets = (on_device(x, placement) for x in batch)
-            sync_gradients(model, now=start == micro_batches[-1])
-            loss = model(inputs, targets)
-            (loss / run.batch_tokens(step)).backward()
-            nats += loss.detach()
+        nats = accumulate(
+            model, store, run, placement, step, own_micro_batches(run, placement, step, first, share, shares)
+        )
         nats = drill.strike(step, first, first + run.batch_sequences(step), nats / together, run.batch_tokens(step))
 
         # ---- one reduction tells every rank the loss, the norm, who wants to stop and whose checkpoint is on disk
@@ -139,27 +151,42 @@ def train_steps(
             adam.step(step + 1, rate, clip_scale(norm, run.optim.clip_norm))
             step += 1
             logging = step % log_every == 0 or step in (1, run.steps)
-            saving = step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named
-            if logging or saving or pulse.stop or step in run.evaluation_steps:
+            if logging or is_due(step) or pulse.stop or step in run.evaluation_steps:
                 trouble = pulse.hear(0)
         adam.zero_grad()
         if pulse.written:
             publish(saver, journal)
             pulse.written = False
         if trouble:
-            step = saved = rewind(folder, run, model, adam, saver, journal, pulse.step, trouble)
-            skips, pulse = skips_of(journal.events()), Pulse(run, world, watch_at(folder, step), pulse.stop)
             continue
         journal.count(run.batch_tokens(step - 1), time.perf_counter() - began)
 
-        # ---- log, checkpoint
+        # ---- log
         if logging:
             rows = {"train/loss": pulse.loss, "train/grad_norm": pulse.norm, "train/lr": rate}
             journal.log(step, rows | budget(run, step, "train") | utilised(run, placement, world, journal.speed()))
             journal.state(RUNNING, step)
         journal.progress(step)
-        if saving:
-            saved = save(saver, step, run, saved, journal, pulse)
+
+
+def accumulate(
+    model: Transformer,
+    store: TokenStore,
+    run: RunSpec,
+    placement: Placement,
+    step: int,
+    micro_batches: Sequence[int],
+) -> torch.Tensor:
+    """float64 nats of this rank's micro-batches, by their first sequences; gradients are summed, over ranks with the last one."""
+    nats = torch.zeros((), dtype=torch.float64, device=placement.device)
+    for start in micro_batches:
+        batch = store.batch(run.data, run.seed, start, start + placement.micro_batch_sequences, run.model.context)
+        inputs, targets = (on_device(x, placement) for x in batch)
+        sync_gradients(model, now=start == micro_batches[-1])
+        loss = model(inputs, targets)
+        (loss / run.batch_tokens(step)).backward()
+        nats += loss.detach()
+    return nats
 
 
 class Pulse:
@@ -169,10 +196,10 @@ class Pulse:
     its own update did not happen if its loss or norm is not finite.
     """
 
-    def __init__(self, run: RunSpec, world: int, watch: Watch, stop: str | None = None) -> None:
+    def __init__(self, run: RunSpec, world: int, watch: Watch, step: int, stop: str | None = None) -> None:
         self._run, self._world, self.watch = run, world, watch
         self._sent: deque[tuple[int, torch.Tensor, Any]] = deque()
-        self.step = 0  # the one read last, ...
+        self.step = step  # the one read last, ...
         self.loss, self.norm = math.nan, math.nan  # ... its nats per token and its gradient's norm
         self.stop = stop  # why to stop, once a rank was asked to
         self.written = False  # whether the checkpoint on its way is on every rank's disk
@@ -254,6 +281,10 @@ def rewind(
     no device, and no checkpoint holds anything from after it; a spike is known by its last step, its first ones are in.
     """
     publish(saver, journal)
+    if step < 0:
+        raise GopherError(
+            f"the run has {trouble.sentence} before its first step; inspect its parent and its validation text"
+        )
     what = plan(journal.events(), step, spike=trouble.spike)
     if what.hopeless:
         raise GopherError(
@@ -303,13 +334,11 @@ def check_vocabulary(run: RunSpec, store: TokenStore) -> None:
         )
 
 
-def own_micro_batches(
-    run: RunSpec, placement: Placement, step: int, first: int, share: int, shares: int
-) -> Iterator[int]:
+def own_micro_batches(run: RunSpec, placement: Placement, step: int, first: int, share: int, shares: int) -> range:
     """First sequence of each micro-batch in number `share` of the `shares` contiguous parts of the batch of `step`."""
     size = run.batch_sequences(step) // shares
     begin = first + share * size
-    return iter(range(begin, begin + size, placement.micro_batch_sequences))
+    return range(begin, begin + size, placement.micro_batch_sequences)
 
 
 # ---- evaluation
@@ -335,6 +364,12 @@ def evaluate(
         loss += weight * subset_nats / subset.n_tokens
         bpb += weight * subset_nats / math.log(2) / subset.n_bytes
     return metrics | {"val/loss": loss, "val/bpb": bpb}
+
+
+def untrusted(metrics: Mapping[str, float | None]) -> Trouble | None:
+    """Why an evaluation cannot be trusted: the update before it can spoil the parameters although its own loss was a number."""
+    bad = [f"{name} {value}" for name, value in metrics.items() if value is None or not math.isfinite(value)]
+    return Trouble(sentence=bad[0]) if bad else None
 
 
 def summed_nats(model: Transformer, subset: Any, placement: Placement, share: int, shares: int) -> torch.Tensor:

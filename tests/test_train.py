@@ -118,6 +118,19 @@ def test_a_killed_run_resumes_to_the_last_bit(
     assert numbers(folder) == numbers(finished)
 
 
+def test_a_run_started_by_hand_says_which_attention_it_has(finished: RunFolder, tmp_path: Path) -> None:
+    words = [sys.executable, "-W", "ignore", "-m", "gopher", "train"]
+    folder = RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
+    (folder.path / "state.json").unlink()
+    done = subprocess.run([*words, str(folder.path)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("chunked attention for torch.float32 on cpu") == 1
+    folder.create(folder.spec(), dataclasses.replace(folder.placement(), device="cuda"), {})
+    (folder.path / "state.json").unlink()
+    done = subprocess.run([*words, str(folder.path)], capture_output=True, text=True)
+    if not torch.cuda.is_available():
+        assert done.returncode == 3 and done.stderr.count("\n") == 1 and "torch sees no CUDA device here" in done.stderr
+
+
 def wait_for_step(folder: RunFolder, step: int) -> None:
     wait_for(lambda: (s := folder.state()) is not None and s.step >= step)
 
@@ -175,16 +188,35 @@ def test_a_diverged_run_stops_before_its_parameters_do(shards: tuple[DataSpec, P
     assert all((p / "complete.json").exists() for p in folder.checkpoints.glob("0*"))
 
 
+def test_an_evaluation_that_is_no_number_ends_no_run_well(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    """The last update spoils finite parameters: its own loss was a number, the next one's is not, and nothing trains on to see it."""
+    optim = dataclasses.replace(demo_spec().optim, lr=1e25, warmup_steps=0)
+    folder = run_in(tmp_path / "run", shards, {"checkpoint_every_steps": 1}, optim=optim, tokens=1024)
+    with pytest.raises(GopherError, match=r"step 1 has val/loss (nan|inf) and .* lower optim.lr"):
+        train(folder)
+    state = folder.state()
+    assert state is not None and state.state == FAILED and not list(folder.checkpoints.glob("0*"))
+    assert list(numbers(folder)["val/loss"]) == [0] and "final/val_loss" not in folder.metrics()
+    assert "NaN" not in (folder.path / "state.json").read_text() + (folder.path / "metrics.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("placement", "words"),
-    [({"micro_batch_sequences": 5}, "micro_batch_sequences=4"), ({"workers": 3}, "divides the batch")],
+    [
+        ({"micro_batch_sequences": 5}, "micro_batch_sequences=4"),
+        ({"workers": 3}, "divides the batch"),
+        (
+            {"workers": 2, "tensor_parallel": 2},
+            "tensor_parallel is 2 and the run is started on 1 rank; start a multiple",
+        ),
+    ],
 )
 def test_a_batch_that_cannot_be_shared_out_names_what_works(
     shards: tuple, tmp_path: Path, placement: dict, words: str
 ) -> None:
     folder = run_in(tmp_path / "run", shards, placement)
     with pytest.raises(UsageError, match=words):
-        train(folder, rank=0, world=placement.get("workers", 1))
+        train(folder, rank=0, world=3 if placement.get("workers") == 3 else 1)
 
 
 def test_shards_of_another_tokenizer_are_refused(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
