@@ -42,7 +42,7 @@ class ModelSpec:
         require(
             self.n_heads * self.d_head == self.d_model,
             f"model.n_heads * model.d_head is {self.n_heads} * {self.d_head} = {self.n_heads * self.d_head} but model.d_model is "
-            f"{self.d_model}; every Gopher rung has them equal, so set model.d_head={self.d_model / self.n_heads:g} or another head count",
+            f"{self.d_model}; every Gopher rung has them equal, so set {self._matching_heads()}",
         )
         require(
             self.d_model % 2 == 0,
@@ -52,6 +52,14 @@ class ModelSpec:
             self.vocab_size <= 65_536,
             f"model.vocab_size is {self.vocab_size}; token shards are uint16, so at most 65536",
         )
+
+    def _matching_heads(self) -> str:
+        """Settings of heads that fit the width: the head count that is there, or else the nearest one that divides it."""
+        if self.d_model % self.n_heads == 0:
+            return f"model.d_head={self.d_model // self.n_heads} or another head count"
+        fitting = [n for n in range(1, min(self.d_model, 2 * self.n_heads, 4096) + 1) if self.d_model % n == 0]
+        heads = min(fitting, key=lambda n: abs(n - self.n_heads))
+        return f"model.n_heads={heads} and model.d_head={self.d_model // heads}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +149,7 @@ class OptimSpec:
     kind: str = newer("adam")  # adam | muon: Muon for the linear maps of the blocks, Adam for the rest
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"optim.lr is {self.lr}; give a positive learning rate")
+        require(0 < self.lr <= 1e30, f"optim.lr is {self.lr:g}; give a positive learning rate that float32 can hold")
         require(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
             f"optim.beta1/beta2 are {self.beta1}/{self.beta2}; give values in [0, 1)",
@@ -153,7 +161,10 @@ class OptimSpec:
         )
         require(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; give a positive norm")
         require(self.eps > 0, f"optim.eps is {self.eps}; give a positive number")
-        require(self.warmup_start_lr >= 0, f"optim.warmup_start_lr is {self.warmup_start_lr}; give 0 or more")
+        require(
+            0 <= self.warmup_start_lr <= self.lr,
+            f"optim.warmup_start_lr is {self.warmup_start_lr:g} and optim.lr {self.lr:g}; start at 0 or more and no higher than that",
+        )
         require(self.kind in ("adam", "muon"), f"optim.kind is '{self.kind}'; use adam or muon")
 
 
@@ -244,7 +255,8 @@ class RunSpec:
             self.optim.kind == "adam" or not self.precision.stochastic_rounding,
             "optim.kind is muon with stochastic rounding, which only adam has; use precision=float32",
         )
-        require(self.seed >= 0, f"seed is {self.seed}; give 0 or a positive integer")
+        require(0 <= self.seed < 2**64, f"seed is {self.seed}; give an integer from 0 to 2^64 - 1")
+        require(self.tokens < 2**63, f"tokens is {self.tokens:g}; give a number below 2^63")
         require(
             self.tokens >= self.batch_tokens(0),
             f"tokens is {self.tokens}, less than one batch of {self.batch_tokens(0)}; raise tokens",
@@ -297,10 +309,10 @@ class RunSpec:
         """Tokens the run really trains on (whole steps)."""
         return self.tokens_before(self.steps)
 
-    @property
+    @functools.cached_property
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Steps after which validation runs: 0, `points` even ones, the last."""
-        n = self.evaluation.points
+        """Steps after which validation runs: 0, `points` even ones (at most all), the last."""
+        n = min(self.evaluation.points, self.steps)
         return tuple(sorted({0, *(round(self.steps * i / n) for i in range(1, n + 1))}))
 
 
@@ -336,6 +348,10 @@ class Placement:
             "log_every_steps",
         ):
             require(getattr(self, name) >= 1, f"placement.{name} is {getattr(self, name)}; give a positive integer")
+        threads = self.threads_per_worker
+        require(
+            threads <= 4096, f"placement.threads_per_worker is {threads}; give the cores of one worker, at most 4096"
+        )
         known = {
             "checkpoints": ("sync", "async"),
             "named_checkpoints": ("none", "log"),
@@ -373,6 +389,11 @@ def check_shares(run: RunSpec, placement: Placement, world: int) -> None:
         raise UsageError(
             f"placement.tensor_parallel is {together} but {run.rung} has {run.model.n_heads} heads; use a number that divides them"
         )
+    if world % together:
+        raise UsageError(
+            f"placement.tensor_parallel is {together} and the run is started on {world} rank{'s' * (world > 1)}; "
+            "start a multiple of it, or set placement.tensor_parallel=1"
+        )
     shares = world // together
     if sequences % shares:
         raise UsageError(
@@ -381,7 +402,8 @@ def check_shares(run: RunSpec, placement: Placement, world: int) -> None:
             + "; use a number of workers that divides the batch"
         )
     if sequences % (shares * micro):
-        fits = max(m for m in range(1, micro + 1) if (sequences // shares) % m == 0)
+        share = sequences // shares
+        fits = next(m for m in range(min(micro, share), 0, -1) if share % m == 0)
         raise UsageError(
             f"batch.sequences is {sequences}, not a multiple of {shares} workers * {micro} sequences of "
             f"placement.micro_batch_sequences; set placement.micro_batch_sequences={fits}"

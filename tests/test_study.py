@@ -43,6 +43,27 @@ def test_the_paper_ladder(tmp_path: Path) -> None:
     assert clipped == {rung: 0.25 if rung in ("7_1b", "280b") else 1.0 for rung in PAPER}
     assert runs[-1].spec.batch_tokens(runs[-1].spec.steps - 1) == 6_291_456
     assert runs[-1].placement.tensor_parallel == 8
+    shapes = {r.spec.rung: (r.spec.model.n_layers, r.spec.model.n_heads, r.spec.model.d_head) for r in runs}
+    assert shapes == {
+        "44m": (8, 16, 32),
+        "117m": (12, 12, 64),
+        "417m": (12, 12, 128),
+        "1_4b": (24, 16, 128),
+        "7_1b": (32, 32, 128),
+        "280b": (80, 128, 128),
+    }
+
+
+def test_the_papers_recipe(tmp_path: Path) -> None:
+    """Rae et al. 2021, section 3: schedule, precision by size, batch doubled midway at 280B alone; one thread a worker."""
+    for run in study(tmp_path, "sweep=gopher").runs:
+        spec, large = run.spec, run.spec.rung in ("7_1b", "280b")
+        assert (spec.optim.warmup_steps, spec.optim.warmup_start_lr, spec.optim.final_lr_fraction) == (1500, 1e-7, 0.1)
+        assert (spec.optim.kind, spec.precision.compute) == ("adam", "bfloat16")
+        assert spec.precision.parameters == ("bfloat16" if large else "float32")
+        assert spec.precision.stochastic_rounding == large
+        assert spec.batch.double_at_tokens == (150_000_000_000 if spec.rung == "280b" else None)
+        assert run.placement.threads_per_worker == 1
 
 
 def test_what_workers_cannot_share_out_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -146,7 +167,7 @@ def test_equal_runs_are_one_run(tmp_path: Path) -> None:
         (["axes.data.weights.spech=[1]"], "did you mean 'data.weights.speeches'"),
         (["axes.precision=[float23]"], "did you mean 'float32'"),
         (["axes.model=[54k]"], "write rungs=[54k]"),
-        (["axes.optim.lr=[inf]"], "inf, which cannot be part of an identity"),
+        (["axes.optim.lr=[inf]"], "optim.lr is inf; give a positive learning rate"),
         (["axes.seed=[1.5]"], "run.seed is 1.5"),
         (["extra_seeds={54k: 1}"], "extra_seeds.54k is 1; give a list"),
         (["extra_seeds={99k: [1]}"], "extra_seeds.99k is no rung"),
@@ -161,6 +182,12 @@ def test_equal_runs_are_one_run(tmp_path: Path) -> None:
         (["name=../x"], "name is '../x'"),
         (["tokens=10"], "less than one batch"),
         (["model.d_head=15"], "every Gopher rung has them equal"),
+        (["model.n_heads=5"], "so set model.n_heads=4 and model.d_head=8"),
+        (["optim.warmup_start_lr=1"], "optim.warmup_start_lr is 1 and optim.lr"),
+        (["axes.optim.lr=[1e300]"], "optim.lr is 1e+300; give a positive learning rate that float32 can hold"),
+        (["axes.seed=[18446744073709551616]"], "give an integer from 0 to 2^64 - 1"),
+        (["placement.threads_per_worker=1e30"], "give the cores of one worker, at most 4096"),
+        (["placement.micro_batch_sequences=1e10"], "set placement.micro_batch_sequences=8"),
         (["data.weights.spech=1"], "data.weights.spech is no subset; did you mean 'speeches'"),
         (["data=local", "data.path=/nowhere"], "/nowhere, which is no folder"),
         (["data=local"], "data.path"),
