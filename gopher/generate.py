@@ -10,7 +10,7 @@ import torch
 
 from gopher.cache import Cache, Reader, check_tokens, padding_starts
 from gopher.errors import UsageError
-from gopher.sampling import Dice, Sampling, distribution, draw
+from gopher.sampling import Dice, Sampling, distribution, draw, likeliest
 
 Prompt = Sequence[int]
 IsDone = Callable[[list[int]], bool]  # of the tokens generated so far; asked after every token
@@ -38,6 +38,8 @@ def generate(
     are part of a larger whole: prompts of one number draw alike.
     """
     check_prompts(reader, prompts, max_new_tokens, max_length)
+    if batch_rows < 1:
+        raise UsageError(f"batch_rows is {batch_rows}; give 1 or more prompts to read together")
     new: list[list[int]] = [[] for _ in prompts]
     dice = Dice(sampling.seed, "generate", len(prompts) if streams is None else streams, reader.device)
     for rows in by_length(prompts, batch_rows) if max_new_tokens else ():
@@ -45,7 +47,7 @@ def generate(
         while rows:
             logits = reader.logits(reader.read(last[:, None], cache)[:, -1])
             if sampling.temperature == 0:
-                last = logits.argmax(dim=-1)
+                last = likeliest(logits)
             else:
                 last = draw(distribution(logits, sampling), dice.roll(rows, [len(new[row]) for row in rows]))
             for row, token in zip(rows, last.tolist(), strict=True):
@@ -58,7 +60,7 @@ def generate(
 
 
 def check_prompts(reader: Reader, prompts: Sequence[Prompt], max_new_tokens: int, max_length: int | None) -> None:
-    limit = max_length or reader.model.spec.context
+    limit = reader.model.spec.context if max_length is None else max_length
     if max_new_tokens < 0:
         raise UsageError(f"max_new_tokens is {max_new_tokens}; give 0 or more")
     for i, prompt in enumerate(prompts):

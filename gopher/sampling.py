@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from gopher.draws import bits_at, shifted, signed, stream_key
-from gopher.errors import UsageError
+from gopher.errors import GopherError, UsageError
+
+LEAST_TEMPERATURE = 1e-6  # greedy for every model; quotients by far smaller ones are infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,16 +20,29 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UsageError(f"temperature is {self.temperature}; give 0 for greedy decoding or a positive number")
+        if self.temperature != 0 and not self.temperature >= LEAST_TEMPERATURE:
+            raise UsageError(
+                f"temperature is {self.temperature}; give 0 for greedy decoding, or {LEAST_TEMPERATURE:g} or more"
+            )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}; give a probability above 0 and at most 1")
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The most likely token of each row. Raises `GopherError` for logits that are no numbers."""
+    most, token = logits.max(dim=-1)
+    if not most.isfinite().all():
+        raise GopherError(
+            "the model's logits are not finite: the checkpoint has diverged; choose one of an earlier step"
+        )
+    return token
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """float64 probabilities (..., V) of the next token."""
     if sampling.temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.size(-1)).double()
+        return torch.nn.functional.one_hot(likeliest(logits), logits.size(-1)).double()
+    likeliest(logits)  # refuses what is no number
     p = torch.softmax(logits.double() / sampling.temperature, dim=-1)
     if sampling.top_p == 1:
         return p

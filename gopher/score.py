@@ -54,7 +54,7 @@ def score(
 
     `batch_tokens` are evaluated at once; the default fits the device: scores of more would leave a core's cache.
     """
-    window = window or reader.model.spec.context
+    window = window_of(reader, window)
     batch_tokens = batch_tokens or BATCH_TOKENS[reader.device.type]
     texts = [text_of(i, request, window) for i, request in enumerate(requests)]
     for text in texts:
@@ -93,6 +93,13 @@ def worth_sharing(segment: Segment, sequences: Sequence[Tokens]) -> list[Segment
         return [segment]
     alone = [(sequences[i][segment.depth :], range(i, i + 1)) for i in segment.sequences]
     return [Segment(tokens=t, depth=segment.depth, sequences=own, size=len(t)) for t, own in alone]
+
+
+def window_of(reader: Reader, window: int | None) -> int:
+    """The most input tokens of a request: the trained context where nothing else is asked for."""
+    if window is not None and window < 1:
+        raise UsageError(f"window is {window}; give 1 or more tokens")
+    return window or reader.model.spec.context
 
 
 def text_of(index: int, request: Request, window: int) -> Text:
@@ -246,7 +253,7 @@ def score_documents(
     Windows of `window` inputs (default: the trained context) move by `stride`: after the first one, each token is
     predicted from at least window - stride tokens. stride = window is fastest, a smaller one is closer to the truth.
     """
-    window = window or reader.model.spec.context
+    window = window_of(reader, window)
     requests: list[Request] = []
     owner = []
     for i, document in enumerate(documents):
@@ -262,7 +269,7 @@ def score_long(
     reader: Reader, requests: Sequence[Request], *, window: int | None = None, batch_tokens: int | None = None
 ) -> list[Score]:
     """`score` for continuations of any length: one longer than the window is read in windows that follow each other."""
-    window = window or reader.model.spec.context
+    window = window_of(reader, window)
     pieces: list[Request] = []
     owner = []
     for i, (context, continuation) in enumerate(requests):

@@ -56,7 +56,10 @@ def speculate(
     dice = [Dice(sampling.seed, purpose, len(prompts), target.device) for purpose in ("draft", "accept", "correct")]
     proposed = accepted = 0
     for rows in by_length(prompts, batch_rows) if max_new_tokens else ():
-        caches = [prefill(reader, [prompts[row] for row in rows], max_new_tokens + ahead) for reader in (target, draft)]
+        caches = [
+            prefill(reader, [prompts[row] for row in rows], max_new_tokens + min(ahead, max_new_tokens))
+            for reader in (target, draft)
+        ]
         sequences = Sequences(rows=rows, target=caches[0][0], draft=caches[1][0], last=caches[0][1])
         while sequences.rows:
             done = [len(new[row]) for row in sequences.rows]

@@ -86,6 +86,20 @@ class UiSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+    max_new_tokens: int | None = None  # None: a quarter of the context, at most 128
+    prompted: bool = True
+    draft: str | None = None  # a run that proposes tokens
+    ahead: int = 4
+
+    def __post_init__(self) -> None:
+        require_at_least("chat", self, max_new_tokens=1, ahead=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     output_root: str
     name: str  # of the sweep
@@ -101,6 +115,7 @@ class Settings:
     tracking: TrackingSettings = TrackingSettings()
     launch: LaunchSettings = LaunchSettings()
     ui: UiSettings = UiSettings()
+    chat: ChatSettings = ChatSettings()
     code: CodeSettings = CodeSettings()
 
     def __post_init__(self) -> None:

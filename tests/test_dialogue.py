@@ -14,7 +14,7 @@ import torch
 
 from gopher.completion import Draft, complete
 from gopher.dialogue import DESCRIPTION, EXAMPLES, MODEL, USER, Dialogue, reply
-from gopher.errors import UsageError
+from gopher.errors import GopherError, UsageError
 from gopher.inference import Rung, open_rung
 from gopher.sampling import Sampling
 
@@ -74,7 +74,37 @@ def test_a_draft_changes_who_proposes_and_not_what_is_said(tiny_run: Path, own_r
     helped = gopher(tmp_path, *words, f"chat.draft={early}", "chat.ahead=2", said="The Congress\n")
     assert plain.returncode == helped.returncode == 0 and plain.stdout == helped.stdout, helped.stderr
     none = gopher(tmp_path, *words, f"chat.draft={early}", "chat.ahead=0")
-    assert none.returncode == 2 and "chat.ahead is 0; give a positive number" in none.stderr
+    assert none.returncode == 2 and "chat.ahead is 0; give 1 or more" in none.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("temperature=abc", "config.chat.temperature is 'abc'; give a value of type float"),
+        ("temperature=1e-320", "; give 0 for greedy decoding, or 1e-06 or more"),
+        ("seed=1.5", "config.chat.seed is 1.5; give a value of type int"),
+        ("ahead=true", "config.chat.ahead is True; give a value of type int"),
+        ("top_p=2", "top_p is 2.0; give a probability above 0 and at most 1"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_said(
+    tiny_run: Path, tmp_path: Path, word: str, said: str
+) -> None:
+    done = gopher(tmp_path, "chat", str(tiny_run), f"chat.{word}", said="Hello?\n")
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_diverged_checkpoint_says_so(tiny_run: Path, temperature: float) -> None:
+    diverged = open_rung(tiny_run)
+    diverged.reader.head.fill_(torch.inf)
+    with pytest.raises(GopherError, match="the checkpoint has diverged; choose one of an earlier step"):
+        complete(diverged, ["The"], max_new_tokens=3, sampling=Sampling(temperature=temperature))
+
+
+def test_a_draft_asked_for_more_than_is_wanted_takes_no_room(rung: Rung) -> None:
+    plain = complete(rung, ["The"], max_new_tokens=5)
+    assert complete(rung, ["The"], max_new_tokens=5, draft=Draft(rung=rung, ahead=10**12)) == plain
 
 
 def test_a_draft_with_other_tokens_is_refused(rung: Rung) -> None:

@@ -3,10 +3,10 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gopher.errors import require
 from sweeps.find import find_run, known_runs, one_word
 from sweeps.settings import settings_of
 from sweeps.study import ComposeFn, load_study
@@ -16,59 +16,42 @@ PROMPT = "> "
 
 def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
     word, rest = one_word("chat", list(overrides))
-    tree = compose(rest).tree
-    settings, chat = settings_of(tree), tree["chat"]
-    check(chat)
+    settings = settings_of(compose(rest).tree)
+    chat = settings.chat
 
     def folder_of(word: str) -> Path:
         if Path(word).is_dir():
             return Path(word)
         return find_run(word, list(known_runs(settings.root)), lambda: load_study(compose, rest), settings).folder.path
 
-    folder, draft_folder = folder_of(word), folder_of(chat["draft"]) if chat["draft"] else None
+    folder, draft_folder = folder_of(word), folder_of(chat.draft) if chat.draft else None
 
     from gopher.completion import Draft, check_same_tokens
     from gopher.dialogue import Dialogue
     from gopher.inference import open_rung
+    from gopher.sampling import Sampling
 
+    sampling = Sampling(temperature=chat.temperature, top_p=chat.top_p, seed=chat.seed)
     rung, draft = open_rung(folder), None
     if draft_folder is not None:
-        draft = Draft(rung=open_rung(draft_folder), ahead=chat["ahead"])
+        draft = Draft(rung=open_rung(draft_folder), ahead=chat.ahead)
         check_same_tokens(rung, draft.rung)
-    count = chat["max_new_tokens"] or min(128, rung.context // 4)
+    count = chat.max_new_tokens or min(128, rung.context // 4)
     if sys.stdin.isatty() and settings.format == "table":
         helped = f", {draft.rung.spec.rung} proposes {draft.ahead} tokens at a time" if draft else ""
         who = f"{rung.spec.rung} after {rung.step} steps, context {rung.context}{helped}"
         print(f"{who}; an empty line or Ctrl-D ends", flush=True)
-    talk(rung, draft, Dialogue(prompted=chat["prompted"]), chat, count, settings.format)
+    talk(rung, draft, Dialogue(prompted=chat.prompted), sampling, count, settings.format)
     return 0
 
 
-def check(chat: dict[str, Any]) -> None:
-    count = chat["max_new_tokens"]
-    require(
-        count is None or (type(count) is int and count > 0),
-        f"chat.max_new_tokens is {count!r}; give a positive number, or null for a quarter of the context",
-    )
-    require(
-        type(chat["ahead"]) is int and chat["ahead"] > 0, f"chat.ahead is {chat['ahead']!r}; give a positive number"
-    )
-    require(
-        chat["draft"] is None or isinstance(chat["draft"], str),
-        f"chat.draft is {chat['draft']!r}; name a run or a folder of one, quoted where it is a number",
-    )
-    require(isinstance(chat["prompted"], bool), f"chat.prompted is {chat['prompted']!r}; use true or false")
-
-
-def talk(rung: Any, draft: Any, dialogue: Any, chat: dict[str, Any], count: int, form: str) -> None:
+def talk(rung: Any, draft: Any, dialogue: Any, sampling: Any, count: int, form: str) -> None:
     """Answer question after question; every answer has draws of its own."""
     from gopher.dialogue import reply
-    from gopher.sampling import Sampling
 
     told = False
     for turn, question in enumerate(questions()):
-        sampling = Sampling(temperature=chat["temperature"], top_p=chat["top_p"], seed=chat["seed"] + turn)
-        answer = reply(rung, dialogue, question, sampling, count, draft)
+        answer = reply(rung, dialogue, question, replace(sampling, seed=sampling.seed + turn), count, draft)
         dialogue = answer.dialogue
         if form == "json":
             print(
