@@ -34,7 +34,7 @@ class Norm(nn.Module):
         self.gain = nn.Parameter(torch.empty(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda or x.dtype == torch.bfloat16:
+        if x.is_cuda or x.dtype in (torch.bfloat16, torch.float16):
             return F.rms_norm(x, self.gain.shape, self.gain, NORM_EPS)
         return PlainNorm.apply(x, self.gain)
 

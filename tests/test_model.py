@@ -119,6 +119,27 @@ def test_norm_equals_torch() -> None:
     )
 
 
+def test_a_float16_row_of_any_size_has_unit_norm() -> None:
+    """Its square leaves float16 at a norm of 256."""
+    x = 20 * torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    norm = Norm(512)
+    norm.gain.data.fill_(1.0)
+    torch.testing.assert_close(norm.half()(x.half()).float(), F.rms_norm(x, (512,)), rtol=2e-3, atol=1e-3)
+
+
+def test_blocks_of_a_narrow_model_get_exact_sinusoids() -> None:
+    """bfloat16 has 641 of the first 2,048 integers: positions must be counted in wider numbers, and rounded at the end."""
+    model = tiny(torch.bfloat16)
+    tables = []
+    model.blocks[0].register_forward_pre_hook(lambda _block, given: tables.append(given[1]))
+    with torch.no_grad():
+        model(torch.zeros(1, 2048, dtype=torch.int64))
+    rates = 10_000.0 ** (-torch.arange(0, TINY.d_model, 2, dtype=torch.float64) / TINY.d_model)
+    angles = torch.arange(2048, dtype=torch.float64)[:, None] * rates
+    exact = torch.cat([angles.sin(), angles.cos()], dim=1)
+    assert tables[0].dtype == torch.bfloat16 and (tables[0].double() - exact).abs().max() <= 2**-8
+
+
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_activation_checkpointing_changes_no_bit(recompute: str) -> None:
     inputs, targets = batch()
