@@ -193,7 +193,7 @@ def restore(folder: Path, adam: Adam, run_key: str, latest: int | None = None, t
         return 0
     marker = read_marker(path)
     if marker["run"] != run_key:
-        raise GopherError(
+        raise UsageError(
             f"{path} belongs to run {marker['run']}, not to {run_key}; move it away or use another output folder"
         )
     load_into(tensors(adam), path)
@@ -243,7 +243,7 @@ def model_of(path: Path, run: RunSpec, device: str = "cpu", dtype: torch.dtype |
     """The same of the checkpoint at `path`, which is known to be intact."""
     owner = read_marker(path)["run"]
     if owner != run.key:
-        raise GopherError(f"{path} belongs to run {owner}, not to {run.key}; copy whole run folders, not parts of them")
+        raise UsageError(f"{path} belongs to run {owner}, not to {run.key}; copy whole run folders, not parts of them")
     with torch.device("meta"):
         model = Transformer(run.model)
     model.to(DTYPES[run.precision.parameters]).to_empty(device="cpu")

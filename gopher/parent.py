@@ -1,7 +1,7 @@
 """The checkpoint that a run starts from: found by its folder, identified by what is in it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,12 @@ class Parent:
     def check_fits(self, run: RunSpec) -> None:
         """Raises `UsageError` unless the run's model can start from these weights and its tokens mean the same."""
         if self.spec.model != run.model:
+            theirs, ours = asdict(self.spec.model), asdict(run.model)
+            differs = ", ".join(
+                f"model.{name} {theirs[name]}, not {n}" for name, n in ours.items() if theirs[name] != n
+            )
             raise UsageError(
-                f"parent={self.folder} holds a {self.spec.rung} of another shape than the run's {run.rung}; "
+                f"parent={self.folder} holds a {self.spec.rung} of another shape than the run's {run.rung} ({differs}); "
                 "name a parent of the same model, or sweep that rung alone"
             )
         if self.spec.tokenizer_key != run.tokenizer_key:
