@@ -6,6 +6,7 @@ The baseline scores every (context, option) alone and computes the logits of all
     python benchmarks/scoring.py --json     rows of name, baseline, ratio, goal
 """
 
+import argparse
 import os
 import sys
 import time
@@ -78,6 +79,9 @@ def measure(name: str, spec: ModelSpec, items: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.parse_args()
     torch.set_num_threads(1)
     rows = [measure(name, spec, items) for name, spec in SHAPES.items() for items in (1, ITEMS)]
     show(rows, "scoring, one thread", {"torch": torch.__version__})

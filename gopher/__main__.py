@@ -1,12 +1,13 @@
 """`python -m gopher train RUN_DIR`: one run from its spec.json, under torchrun or alone."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
-from gopher.errors import GopherError
+from gopher.errors import GopherError, SetupError
 from gopher.record import ASKED, PREEMPTED, STOPPED, RunFolder
 
 STOP_OF: dict[int, str] = {
@@ -21,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     train = verbs.add_parser("train", help="train one run to its end, resuming from its newest checkpoint")
     train.add_argument("run_dir", type=Path, help="folder with spec.json and placement.json")
     arguments = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("gopher").setLevel(logging.INFO)  # which attention runs, and why
     try:
         return train_run(RunFolder(arguments.run_dir))
     except GopherError as error:
@@ -34,10 +37,13 @@ def train_run(folder: RunFolder) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda caught, _frame: stopping.append(caught))
     device = folder.placement().device
+    import torch
     import torch.distributed as dist
 
     from gopher.train import train
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SetupError("device is cuda and torch sees no CUDA device here; use a machine with one, or device=cpu")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         join_group(device)

@@ -73,7 +73,7 @@ def token_flops_palm(m: ModelSpec) -> float:
 
 
 def train_flops_6n(run: RunSpec) -> float:
-    """6 N D with total parameters: the form other papers print; over-counts W_R and omits attention (44M: -20 %, 280B: +6 %)."""
+    """6 N D with total parameters: the form other papers print; over-counts W_R and omits attention (44M: -19 %, 280B: +7 %)."""
     return 6.0 * params_total(run.model) * run.train_tokens
 
 

@@ -31,6 +31,7 @@ def worker_log(run_folder: Path, who: str) -> Iterator[None]:
         level = logger.level
         logger.setLevel(logging.INFO)
         logger.addHandler(lines)
+        spread, logger.propagate = logger.propagate, False  # a handler of Ray's would write each line once more
         try:
             with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file), warnings.catch_warnings():
                 warnings.simplefilter("default")
@@ -43,5 +44,6 @@ def worker_log(run_folder: Path, who: str) -> Iterator[None]:
             raise
         finally:
             logger.removeHandler(lines)
+            logger.propagate = spread
             logger.setLevel(level)
             faulthandler.enable(sys.__stderr__ or 2)

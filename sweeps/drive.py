@@ -251,5 +251,5 @@ def raise_if_failed(study: Study, settings: Settings) -> None:
     if lost:
         count = len(unfinished(study, settings))
         raise GopherError(
-            f"{count} of {len(study.runs)} runs did not finish: {'; '.join(lost)}; the same command tries them again"
+            f"{count} of {len(study.runs)} runs did not finish: {'; '.join(lost)}; mend the cause, and the same command tries them again"
         )
