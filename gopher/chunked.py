@@ -243,11 +243,13 @@ def multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) 
 
 
 def accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """total += a @ b, likewise."""
+    """total += a @ b, likewise. In place only where that is one product: into a part of a tensor torch goes pair by pair."""
     if a.dim() == 2:
         total.addmm_(a, b)
-    else:
+    elif total.is_contiguous():
         total.baddbmm_(a, b)
+    else:
+        total.add_(torch.bmm(a, b))
 
 
 def row_blocks(first: int, end: int, rows: int) -> list[slice]:

@@ -9,6 +9,7 @@ import json
 import math
 import sys
 
+import numpy as np
 import torch
 from studies import demo_spec
 
@@ -23,10 +24,12 @@ PLACES: list[Place] = [0, 5_000_000_000, Columns(start=7, width=10, stride=40)]
 LARGE = 40.0  # times these, scores of the future are beyond what exp can take
 
 
-def errors(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, size: float = 1.0) -> list[float]:
+def errors(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, size: float = 1.0, apart: int | None = None
+) -> list[float]:
     """Relative errors of the output and of the gradients of q, k, v, r, u, v_bias against float64 on the same numbers.
 
-    `size` multiplies the keys.
+    `size` multiplies the keys, `apart` are the numbers from one row of q, k, v to the next.
     """
     batch, heads, length, width = shape
     generator = torch.Generator().manual_seed(length)
@@ -34,6 +37,8 @@ def errors(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, si
     joint, r, u, v_bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in sizes)
     joint[..., 1, :] *= size
     joint, r, u, v_bias = (x.to(device, dtype) for x in (joint, r, u, v_bias))
+    if apart:
+        joint = spread(joint, apart)
     given = [*joint.permute(3, 0, 2, 1, 4), r, u, v_bias]  # strided q, k, v as in the model
     probe = torch.linspace(-1, 1, batch * heads * length * width, dtype=torch.float64).view(shape)
 
@@ -46,6 +51,34 @@ def errors(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, si
     exact = results("reference" if length <= 1024 else "sdpa_bias", torch.float64)
     pairs = zip(results("triton", dtype), exact, strict=True)
     return [float((ours.double() - right).norm() / right.norm()) for ours, right in pairs]
+
+
+def last_head_moves(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> list[float]:
+    """Relative differences of the last head's output and gradients of q, k, v, r, u, v_bias among all heads and alone."""
+    batch, heads, length, width = shape
+    draw = torch.Generator().manual_seed(0)
+    sizes = [shape] * 3 + [(heads, length, width), (heads, width), (heads, width)]
+    given = [torch.randn(s, generator=draw).to(device, dtype) for s in sizes]
+
+    def results(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        inputs = [x.clone().requires_grad_() for x in inputs]
+        out = relative_attention(*inputs, width**-0.5, "triton")
+        found = [out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)]
+        return [x[:, -1] if x.dim() == 4 else x[-1] for x in found]
+
+    pairs = zip(results(given), results([x[:, -1:] if x.dim() == 4 else x[-1:] for x in given]), strict=True)
+    return [float((one.double() - other).norm() / other.double().norm()) for one, other in pairs]
+
+
+def spread(joint: torch.Tensor, apart: int) -> torch.Tensor:
+    """The same numbers with rows so far apart; on a CPU only the pages that hold them take memory."""
+    count, (batch, length, heads, three, width) = joint[..., 0, 0, 0].numel() * apart, joint.shape
+    if joint.is_cuda:
+        room = joint.new_empty(count)
+    else:
+        room = torch.from_numpy(np.empty(count * joint.itemsize, np.uint8)).view(joint.dtype)
+    steps = (length * apart, apart, three * width, width, 1)
+    return room.as_strided((batch, length, heads, three, width), steps).copy_(joint)
 
 
 def unequal_bits(
@@ -95,6 +128,8 @@ def check_declared_layouts() -> None:
     torch.library.opcheck(attention_backward, (out.clone(), *given, out, log_sum, 0.2), test_utils="test_faketensor")
 
 
+FAR = ((3, 2, 16, 32), torch.float16)  # the last sequence starts at number 2^31, ...
+APART = 1 << 26  # ... where 32 bits end
 ATTENTION = [
     ((1, 2, 150, 32), torch.float32, 1.0),
     ((2, 1, 200, 64), torch.float32, 1.0),
@@ -112,6 +147,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "attention":
         check_declared_layouts()
         print(json.dumps([errors(shape, dtype, "cpu", size) for shape, dtype, size in ATTENTION]))
+    elif sys.argv[1] == "far":
+        print(json.dumps(errors(*FAR, "cpu", apart=APART) + last_head_moves((1, 3, 40, 32), torch.float32, "cpu")))
     else:
         cases = [(place, dtype, 0.9, 0.37) for place in PLACES for dtype in (torch.bfloat16, torch.float32)]
         cases += [(0, torch.bfloat16, beta1, 0.37) for beta1 in (0.3, 0.1)] + [(0, torch.bfloat16, 0.9, math.nan)]

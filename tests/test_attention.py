@@ -6,6 +6,7 @@ table is exact to one rounding; the rotation identity of sinusoids gives the sam
 
 import math
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -65,6 +66,19 @@ def test_tiles_of_one_pair_some_sequences_or_several_heads(tile_scores: int, kee
     ours = out_and_gradients("chunked", given, rows=16, keep_bytes=keep_bytes, tile_scores=tile_scores)
     for a, b in zip(ours, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_more_sequences_in_a_tile_are_no_more_products() -> None:
+    """torch multiplies into a part of a batched tensor pair by pair, which two threads cannot share."""
+
+    def products(batch: int) -> Counter[str]:
+        given = inputs((batch, 2, 128, 8), torch.float32)
+        with torch.profiler.profile() as profile:
+            out_and_gradients("chunked", given)
+        return Counter(event.name for event in profile.events() if "mm" in event.name)
+
+    few, many = products(2), products(8)
+    assert few == many and few["aten::bmm"] > 0
 
 
 def test_a_batch_without_divisors() -> None:

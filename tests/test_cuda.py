@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_checks import LARGE, PLACES, ROUNDED, TOLERANCES, errors, unequal_bits
+from kernel_checks import APART, FAR, LARGE, PLACES, ROUNDED, TOLERANCES, errors, last_head_moves, unequal_bits
 from studies import demo_spec
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -68,6 +68,14 @@ def test_scores_beyond_the_range_of_exp(dtype: torch.dtype) -> None:
     assert all(map(math.isfinite, found))
     compared = found if dtype == torch.float32 else [found[0], found[3]]
     assert all(x < LARGE * TOLERANCES[dtype] for x in compared), found
+
+
+@needs_triton
+def test_offsets_beyond_32_bits_reach_the_right_numbers() -> None:
+    """Rows of q, k and v far apart; position scores of one sequence that are 2.7e9 numbers."""
+    found = errors(*FAR, "cuda", apart=APART)
+    found += last_head_moves((1, 40, 8192, 32), torch.float16, "cuda")
+    assert all(x < TOLERANCES[torch.float16] for x in found), found
 
 
 @needs_triton

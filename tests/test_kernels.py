@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_checks import ATTENTION, LARGE, TOLERANCES
+from kernel_checks import ATTENTION, FAR, LARGE, TOLERANCES
 
 WIDTHS = (32, 64, 128)
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -60,6 +60,15 @@ def test_the_interpreted_kernel_equals_float64() -> None:
     for (shape, dtype, size), measured in zip(ATTENTION, found, strict=True):
         limit = TOLERANCES[dtype] * (size if size == LARGE else 1)  # large scores carry large roundings
         assert len(measured) == 7 and all(x < limit for x in measured), (shape, dtype, size, measured)
+
+
+@needs_triton
+@loops
+def test_offsets_beyond_32_bits_reach_the_right_numbers() -> None:
+    """As q, k and v of many long sequences have them; here rows are far apart instead. Heads don't see each other."""
+    found = interpreted("far")
+    assert len(found) == 14 and all(x < TOLERANCES[FAR[1]] for x in found[:7]), found
+    assert all(x < TOLERANCES[torch.float32] for x in found[7:]), found
 
 
 @needs_triton
