@@ -62,6 +62,7 @@ def test_the_papers_recipe(tmp_path: Path) -> None:
         assert (spec.optim.kind, spec.precision.compute) == ("adam", "bfloat16")
         assert spec.precision.parameters == ("bfloat16" if large else "float32")
         assert spec.precision.stochastic_rounding == large
+        assert spec.optim.clip_norm == (0.25 if large else 1.0)
         assert spec.batch.double_at_tokens == (150_000_000_000 if spec.rung == "280b" else None)
         assert run.placement.threads_per_worker == 1
 
