@@ -9,7 +9,9 @@ pass, so one rank with four micro-batches and four ranks with one compute the sa
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -181,3 +183,9 @@ def like(parameter: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
         shape=parameter.shape,
         stride=parameter.stride(),
     )
+
+
+def on_device(numbers: npt.NDArray[Any], placement: Placement) -> torch.Tensor:
+    """A numpy array as a tensor where the run computes; the host does not wait for the copy."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to("cuda", non_blocking=True) if placement.device == "cuda" else tensor

@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from gopher.data import TokenStore, check_epochs
 from gopher.drill import Drill
 from gopher.errors import GopherError, UsageError, first_line
 from gopher.journal import Journal
+from gopher.metrics import budget, final_metrics, utilised
 from gopher.model import Transformer, initialise
 from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
-from gopher.shard import build, mesh_of, parts, process_group, release, sync_gradients
-from gopher.size import mfu, mfu_palm, params_non_embedding, peak_flops, train_flops
+from gopher.shard import build, mesh_of, on_device, parts, process_group, sync_gradients
 from gopher.spec import Placement, RunSpec, check_shares
 from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
+from gopher.validation import evaluate, untrusted
 
 LOGGED_ROWS = 250  # at most about this many rows per run, however long it is
 LAG_STEPS = {"cpu": 0, "cuda": 1}  # how late the host reads a step's sums
@@ -169,6 +170,24 @@ def train_steps(
         journal.progress(step)
 
 
+# ---- batches
+
+
+def check_vocabulary(run: RunSpec, store: TokenStore) -> None:
+    if store.vocab_size != run.model.vocab_size:
+        raise UsageError(
+            f"model.vocab_size is {run.model.vocab_size} but the token shards were made with {store.vocab_size} pieces; "
+            "point the run at shards of its own tokenizer"
+        )
+
+
+def own_micro_batches(run: RunSpec, placement: Placement, step: int, first: int, share: int, shares: int) -> range:
+    """First sequence of each micro-batch in number `share` of the `shares` contiguous parts of the batch of `step`."""
+    size = run.batch_sequences(step) // shares
+    begin = first + share * size
+    return range(begin, begin + size, placement.micro_batch_sequences)
+
+
 def accumulate(
     model: Transformer,
     store: TokenStore,
@@ -187,6 +206,9 @@ def accumulate(
         (loss / run.batch_tokens(step)).backward()
         nats += loss.detach()
     return nats
+
+
+# ---- what the ranks tell each other
 
 
 class Pulse:
@@ -227,12 +249,6 @@ class Pulse:
             if trouble := self.watch.trouble(self.loss, self.norm):
                 return trouble
         return None
-
-
-def on_device(numbers: Any, placement: Placement) -> torch.Tensor:
-    """A numpy array as a tensor where the run computes; the host does not wait for the copy."""
-    tensor = torch.from_numpy(numbers)
-    return tensor.pin_memory().to("cuda", non_blocking=True) if placement.device == "cuda" else tensor
 
 
 # ---- checkpoints and the way back
@@ -321,101 +337,6 @@ def start_over(model: Transformer, adam: Adam, run: RunSpec, placement: Placemen
     inherit(model, run, placement)
     for moment in (*adam.mean, *adam.square):
         moment.zero_()
-
-
-# ---- batches
-
-
-def check_vocabulary(run: RunSpec, store: TokenStore) -> None:
-    if store.vocab_size != run.model.vocab_size:
-        raise UsageError(
-            f"model.vocab_size is {run.model.vocab_size} but the token shards were made with {store.vocab_size} pieces; "
-            "point the run at shards of its own tokenizer"
-        )
-
-
-def own_micro_batches(run: RunSpec, placement: Placement, step: int, first: int, share: int, shares: int) -> range:
-    """First sequence of each micro-batch in number `share` of the `shares` contiguous parts of the batch of `step`."""
-    size = run.batch_sequences(step) // shares
-    begin = first + share * size
-    return range(begin, begin + size, placement.micro_batch_sequences)
-
-
-# ---- evaluation
-
-
-@torch.no_grad()
-def evaluate(
-    model: Transformer, run: RunSpec, placement: Placement, validation: Any, share: int, shares: int
-) -> dict[str, float | None]:
-    """val/* of the current parameters: nats per token and bits per byte, by subset and weighted by the mixture."""
-    names = list(run.data.weights)
-    nats = torch.stack([summed_nats(model, validation[name], placement, share, shares) for name in names])
-    release(model)
-    if dist.get_world_size() > 1:
-        dist.all_reduce(nats)
-        nats /= placement.tensor_parallel
-    metrics: dict[str, float | None] = {"val/loss": 0.0, "val/bpb": 0.0}
-    loss, bpb = 0.0, 0.0
-    for name, subset_nats in zip(names, nats.tolist(), strict=True):
-        subset, weight = validation[name], run.data.weights[name]
-        metrics[f"val/loss_{name}"] = subset_nats / subset.n_tokens
-        metrics[f"val/bpb_{name}"] = subset_nats / math.log(2) / subset.n_bytes
-        loss += weight * subset_nats / subset.n_tokens
-        bpb += weight * subset_nats / math.log(2) / subset.n_bytes
-    return metrics | {"val/loss": loss, "val/bpb": bpb}
-
-
-def untrusted(metrics: Mapping[str, float | None]) -> Trouble | None:
-    """Why an evaluation cannot be trusted: the update before it can spoil the parameters although its own loss was a number."""
-    bad = [f"{name} {value}" for name, value in metrics.items() if value is None or not math.isfinite(value)]
-    return Trouble(sentence=bad[0]) if bad else None
-
-
-def summed_nats(model: Transformer, subset: Any, placement: Placement, share: int, shares: int) -> torch.Tensor:
-    """float64 nats of this rank's share of a subset; ranks with less to do repeat a batch that counts for nothing."""
-    size = placement.micro_batch_sequences
-    starts = list(range(0, len(subset.inputs), size))
-    total = torch.zeros((), dtype=torch.float64, device=placement.device)
-    # FSDP needs the same number of forwards on all ranks
-    for i in range(share, -(-len(starts) // shares) * shares, shares):
-        rows = slice(starts[i % len(starts)], starts[i % len(starts)] + size)
-        inputs, targets = (on_device(x[rows], placement) for x in (subset.inputs, subset.targets))
-        nats = model(inputs, targets)
-        total += nats if i < len(starts) else 0.0
-    return total
-
-
-# ---- what is logged
-
-
-def budget(run: RunSpec, step: int, prefix: str) -> dict[str, float | None]:
-    """Tokens and FLOPs spent after `step` steps, the abscissas of every curve."""
-    tokens, flops = run.tokens_before(step), train_flops(run, step)
-    spent: dict[str, float | None] = {f"{prefix}/tokens": float(tokens)}
-    if prefix != "train":
-        spent[f"{prefix}/flops"] = flops
-    return spent | ({f"{prefix}/log10_flops": math.log10(flops)} if step else {})
-
-
-def final_metrics(
-    run: RunSpec, metrics: dict[str, float | None], train_seconds: float, world: int
-) -> dict[str, float | None]:
-    """final/*: the last evaluation and what the run cost."""
-    last = {name.replace("val/", "final/val_"): value for name, value in metrics.items()}
-    cost = {"final/train_seconds": train_seconds, "final/worker_hours": train_seconds * world / 3600}
-    cost["final/log10_params_nonemb"] = math.log10(params_non_embedding(run.model))
-    return last | budget(run, run.steps, "final") | cost
-
-
-def utilised(run: RunSpec, placement: Placement, world: int, speed: dict[str, float | None]) -> dict[str, float | None]:
-    """`speed` with perf/mfu and perf/mfu_palm beside it, on devices whose peak is known."""
-    peak = peak_flops(torch.cuda.get_device_name()) if placement.device == "cuda" else None
-    tokens_per_second = speed["perf/tokens_per_s"]
-    if peak is None or tokens_per_second is None:
-        return speed
-    of_peak = {"perf/mfu": mfu, "perf/mfu_palm": mfu_palm}
-    return speed | {name: f(run.model, tokens_per_second, peak * world) for name, f in of_peak.items()}
 
 
 def one_line(failure: BaseException) -> str:

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,15 @@ else:
 sys.path.insert(0, str(Path(__file__).parent))  # for `studies`
 
 
-LONG = ("test_launch.py", "test_chaos.py", "test_deploy.py", "test_train.py", "test_shard.py", "test_checkpoint.py")
+LONG = (
+    "test_launch.py",
+    "test_chaos.py",
+    "test_deploy.py",
+    "test_train.py",
+    "test_trouble.py",
+    "test_shard.py",
+    "test_checkpoint.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,3 +50,23 @@ def own_run(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_run` to write to, beside the tokenizer it was trained with."""
     shutil.copytree(tiny_run.parents[1] / "tokenizers", tmp_path / "root" / "tokenizers")
     return shutil.copytree(tiny_run, tmp_path / "root" / "runs" / tiny_run.name)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The mixture of the tiny model and its token shards; read only."""
+    from studies import tiny_shards
+
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def finished(shards: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder of a run that nothing disturbed; read only."""
+    from training import run_in
+
+    from gopher.train import train
+
+    folder = run_in(tmp_path_factory.mktemp("runs") / "undisturbed", shards)
+    train(folder)
+    return folder

@@ -73,7 +73,7 @@ def test_every_chart_has_its_axes_logged_at_the_same_steps(tmp_path: Path) -> No
 
 
 def test_charts_and_columns_name_what_training_logs() -> None:
-    from gopher.train import budget, final_metrics
+    from gopher.metrics import budget, final_metrics
 
     spec = study_spec("54k", 0)
     evaluated = {f"val/{kind}{part}": 1.0 for kind in ("loss", "bpb") for part in ("", *(f"_{n}" for n in SUBSETS))}

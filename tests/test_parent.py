@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from distributed import on_ranks
-from studies import TINY, demo_spec, tiny_shards, write_text
+from studies import TINY, demo_spec, write_text
 
 from gopher.errors import GopherError, UsageError
 from gopher.parent import find_parent
@@ -16,11 +16,6 @@ from gopher.record import RunFolder
 from gopher.spec import DataSpec, ModelSpec, Placement, RunSpec
 from gopher.train import train
 from sweeps.study import study_of
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Path]:
-    return tiny_shards(tmp_path_factory.mktemp("parent"))
 
 
 def run_in(path: Path, shards: tuple[DataSpec, Path], parent: Path | None = None, **changes: object) -> RunFolder:

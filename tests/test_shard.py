@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed import on_ranks
-from studies import demo_spec, save, stop_at, tiny_shards
+from studies import demo_spec, save, stop_at
 
 from gopher import shard
 from gopher.errors import UsageError
@@ -22,11 +22,6 @@ from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec
 from gopher.train import train
 
 NARROW = PrecisionSpec(parameters="bfloat16", compute="bfloat16", stochastic_rounding=True)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Path]:
-    return tiny_shards(tmp_path_factory.mktemp("shard"))
 
 
 def spec_of(data: DataSpec, **changes: object) -> RunSpec:

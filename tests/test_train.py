@@ -1,7 +1,6 @@
-"""The training loop on real text: it learns, resumes to the last bit after SIGKILL, stops at a checkpoint when asked, refuses NaN, and one or two
+"""The training loop on real text: it learns, resumes to the last bit after SIGKILL, stops at a checkpoint when asked, and one or two
 ranks give the same losses. Golden losses guard the numbers of model, data order and optimizer together."""
 
-import contextlib
 import dataclasses
 import gc
 import json
@@ -12,48 +11,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from distributed import on_ranks
-from studies import demo_spec, disk_of, stop_at, tiny_shards
+from studies import demo_spec, stop_at
+from training import contents, numbers, run_in
 
-from gopher.errors import GopherError, UsageError
-from gopher.optim import Adam
-from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
-from gopher.spec import DataSpec, Placement, PrecisionSpec, RunSpec
-from gopher.train import LAG_STEPS, train
+from gopher.errors import UsageError
+from gopher.record import ASKED, FINISHED, PREEMPTED, STOPPED, RunFolder
+from gopher.spec import DataSpec, PrecisionSpec, RunSpec
+from gopher.train import train
 
 GOLDEN = [6.358185, 5.275566, 5.059505]  # nats per token after steps 1, 10, 20
-TIMING = ("perf/", "final/train_seconds", "final/worker_hours")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSpec, Path]:
-    return tiny_shards(tmp_path_factory.mktemp("train"))
-
-
-def run_in(path: Path, shards: tuple[DataSpec, Path], placement: dict | None = None, **changes: object) -> RunFolder:
-    """A run folder for 20 steps of the tiny model."""
-    spec = dataclasses.replace(demo_spec(), data=shards[0], **changes)  # type: ignore[arg-type]
-    how = {"micro_batch_sequences": 4, "checkpoint_every_steps": 5, "log_every_steps": 1, **(placement or {})}
-    folder = RunFolder(path)
-    folder.create(spec, Placement(data_dir=str(shards[1]), **how), {})
-    return folder
-
-
-def numbers(folder: RunFolder) -> dict[str, dict[int, float | None]]:
-    """Everything logged that does not depend on the clock."""
-    return {name: series for name, series in folder.metrics().items() if not name.startswith(TIMING)}
-
-
-@pytest.fixture(scope="module")
-def finished(shards: tuple[DataSpec, Path], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = run_in(tmp_path_factory.mktemp("runs") / "undisturbed", shards)
-    assert train(folder).state == FINISHED
-    return folder
 
 
 def test_the_loss_falls_and_starts_at_the_size_of_the_vocabulary(finished: RunFolder) -> None:
@@ -178,28 +149,6 @@ def test_stochastic_rounding_repeats_its_draws_after_a_resume(shards: tuple[Data
     assert losses[20] < losses[0] - 0.5  # type: ignore[operator]
 
 
-def test_a_diverged_run_stops_before_its_parameters_do(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
-    optim = dataclasses.replace(demo_spec().optim, lr=1e12, clip_norm=1e12)
-    folder = run_in(tmp_path / "run", shards, optim=optim)
-    with pytest.raises(GopherError, match="lower optim.lr"):
-        train(folder)
-    state = folder.state()
-    assert state is not None and state.state == FAILED and "gradient norm" in str(state.reason)
-    assert all((p / "complete.json").exists() for p in folder.checkpoints.glob("0*"))
-
-
-def test_an_evaluation_that_is_no_number_ends_no_run_well(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
-    """The last update spoils finite parameters: its own loss was a number, the next one's is not, and nothing trains on to see it."""
-    optim = dataclasses.replace(demo_spec().optim, lr=1e25, warmup_steps=0)
-    folder = run_in(tmp_path / "run", shards, {"checkpoint_every_steps": 1}, optim=optim, tokens=1024)
-    with pytest.raises(GopherError, match=r"step 1 has val/loss (nan|inf) and .* lower optim.lr"):
-        train(folder)
-    state = folder.state()
-    assert state is not None and state.state == FAILED and not list(folder.checkpoints.glob("0*"))
-    assert list(numbers(folder)["val/loss"]) == [0] and "final/val_loss" not in folder.metrics()
-    assert "NaN" not in (folder.path / "state.json").read_text() + (folder.path / "metrics.jsonl").read_text()
-
-
 @pytest.mark.parametrize(
     ("placement", "words"),
     [
@@ -253,126 +202,6 @@ def test_the_key_of_the_folder_is_the_key_of_its_spec(finished: RunFolder) -> No
     assert isinstance(finished.spec(), RunSpec) and len(finished.spec().key) == 12 and os.path.isdir(finished.path)
 
 
-# ---- trouble on the way
-
-
-def drill(folder: RunFolder, *faults: dict) -> RunFolder:
-    (folder.path / "drill.json").write_text(json.dumps(faults))
-    return folder
-
-
-def kinds(folder: RunFolder) -> list[tuple[str, int | None]]:
-    return [(e["kind"], e["step"]) for e in folder.events()]
-
-
-@pytest.mark.parametrize("step", [3, 12])  # before the first checkpoint and after two of them
-def test_a_fault_that_does_not_come_back_costs_no_bit(
-    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path, step: int
-) -> None:
-    folder = drill(run_in(tmp_path / "run", shards), {"step": step, "fault": "nan"})
-    assert train(folder).state == FINISHED
-    assert numbers(folder) == numbers(finished)
-    assert kinds(folder) == [("rewind", step)]
-
-
-def test_a_batch_that_is_bad_for_good_is_passed_over(
-    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
-) -> None:
-    """Sequence 200 of the order, in step 12 of 16 sequences: the run goes on behind it, and a resume passes over it too."""
-    bad = {"sequence": 200, "fault": "nan", "times": None}
-    folder = drill(run_in(tmp_path / "run", shards), bad)
-    assert train(folder).state == FINISHED
-    assert kinds(folder) == [("rewind", 12), ("skip", 10)]
-    losses, undisturbed = numbers(folder)["train/loss"], numbers(finished)["train/loss"]
-    assert list(losses) == list(undisturbed)  # no step lost, none twice
-    assert all(losses[s] == undisturbed[s] for s in range(1, 11)) and losses[11] != undisturbed[11]
-    again = drill(run_in(tmp_path / "again", shards), bad)
-    assert train(again, should_stop=stop_at(17)).state == STOPPED
-    assert train(again).state == FINISHED
-    assert numbers(again) == numbers(folder)
-
-
-LONG = 240 * 16 * 64  # tokens: a spike is called after a hundred steps
-
-
-@pytest.fixture(scope="module")
-def spiked(shards: tuple[DataSpec, Path], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = run_with_a_spike(tmp_path_factory.mktemp("spiked") / "run", shards)
-    assert train(folder).state == FINISHED
-    return folder
-
-
-def run_with_a_spike(path: Path, shards: tuple[DataSpec, Path]) -> RunFolder:
-    """The batches of steps 220 to 224 give a loss far above the usual, each time that they come up."""
-    folder = run_in(path, shards, {"checkpoint_every_steps": 10}, tokens=LONG)
-    assert folder.spec().sequences_before(220) == 3520
-    return drill(folder, *({"sequence": 16 * s + 3, "fault": "spike", "times": None} for s in range(220, 225)))
-
-
-def test_a_spike_is_tried_again_and_then_passed_over(spiked: RunFolder) -> None:
-    """Though checkpoints of steps 210 and 220 were the newest two: the spike may have begun before its first high loss."""
-    assert kinds(spiked) == [("rewind", 224), ("skip", 200)]
-    assert spiked.events()[0]["to"] == 200 and spiked.events()[1]["sequences"] == 25 * 16
-    assert max(v for s, v in numbers(spiked)["train/loss"].items() if s > 1) < 8.5  # type: ignore[type-var]
-
-
-@pytest.mark.parametrize("stops", [(160, 240), pytest.param((218, 230), marks=pytest.mark.slow)])
-def test_a_spike_is_called_at_the_same_step_after_any_resume(
-    shards: tuple[DataSpec, Path], spiked: RunFolder, tmp_path: Path, stops: tuple[int, int]
-) -> None:
-    folder, calls = run_with_a_spike(tmp_path / "run", shards), iter(range(1000))
-    for _ in stops:
-        assert train(folder, should_stop=lambda: ASKED if next(calls) in stops else None).state == STOPPED
-    assert train(folder).state == FINISHED
-    assert kinds(folder) == kinds(spiked) and numbers(folder) == numbers(spiked)
-
-
-@pytest.mark.parametrize("step", [None, 3, 12, 14])  # 14: known at the checkpoint of step 15
-def test_sums_that_are_read_late_change_nothing(
-    shards: tuple[DataSpec, Path],
-    finished: RunFolder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    step: int | None,
-) -> None:
-    """As on a GPU: a step that cannot be trusted is known one update later, and never logged, evaluated or saved.
-
-    Its own update changes nothing, for the loss that is no number makes the factor of the gradients none.
-    """
-    monkeypatch.setitem(LAG_STEPS, "cpu", 1)
-    scales, update = [], Adam.step
-
-    def spied(self: Adam, step: int, rate: float, scale: torch.Tensor) -> None:
-        scales.append(float(scale))
-        update(self, step, rate, scale)
-
-    monkeypatch.setattr(Adam, "step", spied)
-    folder = run_in(tmp_path / "run", shards, {"log_every_steps": 4, "checkpoints": "async"})
-    if step is not None:
-        drill(folder, {"step": step, "fault": "nan"})
-    state = train(folder, should_stop=stop_at(8))
-    assert (state.state, state.cause) == (STOPPED, ASKED)
-    assert train(folder).state == FINISHED
-    undisturbed = numbers(finished)["train/loss"]
-    losses = numbers(folder)["train/loss"]
-    assert list(losses) == [1, 4, 8, 12, 16, 20]
-    assert losses == {s: undisturbed[s] for s in losses}
-    assert numbers(folder)["val/loss"] == numbers(finished)["val/loss"]
-    assert kinds(folder) == ([] if step is None else [("rewind", step)])
-    assert sum(map(math.isnan, scales)) == len(kinds(folder))
-
-
-def test_a_run_beyond_help_says_so_and_keeps_its_checkpoint(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
-    folder = drill(run_in(tmp_path / "run", shards), {"step": 7, "fault": "nan", "times": None})
-    with pytest.raises(
-        GopherError, match=r"step 8 has loss nan .* batches were skipped 5 times already; lower optim.lr"
-    ):
-        train(folder)
-    state = folder.state()
-    assert state is not None and state.state == FAILED
-    assert [int(p.name) for p in folder.checkpoints.iterdir()] == [5]
-
-
 def test_progress_is_on_record_while_steps_are_done(finished: RunFolder) -> None:
     state = finished.state()
     assert state is not None and 0 <= state.updated_at - state.progressed_at < 5
@@ -390,108 +219,6 @@ def test_checkpoints_beside_the_steps_hold_the_same_bits(
     shutil.rmtree(folder.checkpoints / "0000000020")
     folder.write_state(dataclasses.replace(folder.state(), state=STOPPED))  # type: ignore[type-var]
     assert train(folder).state == FINISHED and numbers(folder) == numbers(finished)
-
-
-def contents(folder: RunFolder, step: int) -> list[dict]:
-    marker = json.loads((folder.checkpoints / f"{step:010d}" / "complete.json").read_text())
-    return [mark for name, mark in sorted(marker["files"].items()) if name.endswith(".distcp")]
-
-
-def stop_and_go(rank: int, path: Path) -> None:
-    calls = iter(range(1000))
-    stop = train(
-        RunFolder(path), rank=rank, world=2, should_stop=lambda: PREEMPTED if next(calls) == 8 and rank else None
-    )
-    assert stop.cause == PREEMPTED  # one rank was told, both know
-    assert train(RunFolder(path), rank=rank, world=2).state == FINISHED
-
-
-def test_two_ranks_rewind_skip_and_stop_together(
-    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
-) -> None:
-    how = {"workers": 2, "checkpoints": "async"}
-    folder = drill(run_in(tmp_path / "run", shards, how), {"step": 3, "fault": "nan"}, {"step": 13, "fault": "nan"})
-    on_ranks(2, stop_and_go, folder.path)
-    assert kinds(folder) == [("rewind", 3), ("rewind", 13)]
-    losses, undisturbed = numbers(folder)["train/loss"], numbers(finished)["train/loss"]
-    assert list(losses) == list(undisturbed)
-    assert all(losses[s] == pytest.approx(undisturbed[s], abs=1e-5) for s in losses)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Room for two checkpoints of the tiny model and the record."""
-    with disk_of("1600k", tmp_path / "disk") as disk:
-        yield disk
-
-
-@pytest.mark.filterwarnings("ignore:the checkpoint of step")
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
-    shards: tuple[DataSpec, Path], finished: RunFolder, small_disk: Path, mode: str
-) -> None:
-    """Training goes on, says so, and keeps the last whole checkpoint; with space again the run ends as if nothing had been."""
-    folder = run_in(small_disk / "run", shards, {"checkpoints": mode, "keep_checkpoints": 1})
-    train(folder, should_stop=stop_at(4))  # one checkpoint, of step 5
-    filler = small_disk / "filler"
-    free = shutil.disk_usage(small_disk).free
-    filler.write_bytes(b"x" * (free - 60_000))  # leaves the record its kilobytes
-    with pytest.raises(GopherError, match="the checkpoint of step 20 could not be written .* free some space"):
-        train(folder)
-    assert [p.name for p in folder.checkpoints.iterdir()] == ["0000000005"]
-    assert [e["kind"] for e in folder.events()] == ["warning", "warning"]  # steps 10 and 15
-    filler.unlink()
-    assert train(folder).state == FINISHED
-    assert numbers(folder) == numbers(finished)
-
-
-@pytest.mark.filterwarnings("ignore:the checkpoint of step", "ignore:the record in")
-def test_a_disk_without_a_byte_left_stops_nothing(
-    shards: tuple[DataSpec, Path], finished: RunFolder, small_disk: Path
-) -> None:
-    """Neither training nor a stop: what the record had no room for is written once there is some."""
-    folder, calls, filler = run_in(small_disk / "run", shards), iter(range(1000)), small_disk / "filler"
-
-    def fill_then_stop() -> str | None:
-        step = next(calls)
-        if step == 6:
-            fill(filler)
-        return PREEMPTED if step == 9 else None
-
-    state = train(folder, should_stop=fill_then_stop)
-    assert (state.state, state.cause, state.step) == (STOPPED, PREEMPTED, 5)  # the step of the checkpoint there is
-    filler.unlink()
-    calls = iter(range(1000))
-
-    def fill_then_free() -> None:
-        step = next(calls)
-        if step == 2:
-            fill(filler)
-        if step == 11:
-            filler.unlink()
-
-    assert train(folder, should_stop=fill_then_free).state == FINISHED
-    assert numbers(folder) == numbers(finished)
-    assert ("warning", 10) in kinds(folder)
-
-
-def fill(path: Path) -> None:
-    """Take every byte there is."""
-    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
-
-
-@pytest.mark.filterwarnings("ignore:.* is damaged")
-def test_a_torn_event_and_a_damaged_checkpoint_together(
-    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path
-) -> None:
-    folder, calls = run_in(tmp_path / "run", shards), iter(range(100))
-    train(folder, should_stop=lambda: ASKED if next(calls) == 11 else None)
-    (folder.checkpoints / "0000000012" / ".metadata").write_bytes(b"")
-    (folder.path / "events.jsonl").write_text('{"kind": "warn')
-    assert train(folder).state == FINISHED
-    assert [e["kind"] for e in folder.events()] == ["warning"] and numbers(folder) == numbers(finished)
 
 
 def train_many(rank: int, paths: list[Path], counts: Path) -> None:
