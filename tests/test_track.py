@@ -28,7 +28,7 @@ from gopher.errors import SetupError, UsageError
 from gopher.record import FAILED, FINISHED, QUEUED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.spec import RunSpec
 from sweeps.settings import ClusterSettings, Settings
-from sweeps.track import Tracker, opened_tracker
+from sweeps.track import CONFIG_FILE, Tracker, opened_tracker
 
 TOKENS = 60_000  # 59 steps
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
@@ -293,6 +293,20 @@ def test_the_environment_is_quiet_unless_the_user_speaks() -> None:
     assert done.stdout == "true\n" and done.stderr == ""
 
 
+def kept_config(writer: Tracker) -> str:
+    """config/sweep.yaml of the parent run."""
+    (parent,) = writer._client.search_runs([writer._experiment], "tags.kind = 'sweep'")
+    return Path(writer._client.download_artifacts(parent.info.run_id, CONFIG_FILE)).read_text()
+
+
+def test_the_config_of_the_first_launch_is_kept(tmp_path: Path) -> None:
+    """Whatever had opened the sweep before it, and whatever comes after."""
+    for config in ("", "name: first", "name: second"):
+        writer = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "kept", tmp_path / "mlartifacts", list(SHAPES))
+        writer.open_sweep(config)
+    assert kept_config(writer) == "name: first"
+
+
 # ---- a real server behind a bad line
 
 
@@ -301,6 +315,7 @@ class BadLine(http.server.BaseHTTPRequestHandler):
 
     upstream = 0
     weather = {"pass": 1.0, "lose": 0.0, "swallow": 0.0}
+    lose_next_file = False
     draw = random.Random(0)
     protocol_version = "HTTP/1.1"
 
@@ -308,6 +323,9 @@ class BadLine(http.server.BaseHTTPRequestHandler):
         fate = self.draw.choices(list(self.weather), list(self.weather.values()))[0]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.close_connection = True
+        if "mlflow-artifacts" in self.path and BadLine.lose_next_file:
+            BadLine.lose_next_file = False
+            return
         if fate == "lose":
             return
         upstream = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=30)
@@ -320,6 +338,7 @@ class BadLine(http.server.BaseHTTPRequestHandler):
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.getheader("Content-Type", "application/json"))
         self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")  # else a client may send its next request just before it sees the end
         self.end_headers()
         self.wfile.write(content)
 
@@ -378,7 +397,11 @@ def test_a_bad_line_loses_and_doubles_nothing(bad_line: str, tmp_path: Path) -> 
     """A dead line means a backlog; a line that drops requests and answers at random still delivers each number once."""
     folders = [finished_folder(tmp_path, small_spec(seed)) for seed in (0, 1)]
     writer = Tracker(bad_line, "far", tmp_path / "mlartifacts", list(SHAPES))
+    BadLine.lose_next_file = True
+    with pytest.raises(SetupError, match="could not be reached"):
+        writer.open_sweep("name: far")
     writer.open_sweep("name: far")
+    assert kept_config(writer) == "name: far"
 
     BadLine.weather = {"pass": 0.0, "lose": 1.0, "swallow": 0.0}
     left = writer.flush(folders, 0)
