@@ -131,7 +131,13 @@ def spare_from_compiler() -> None:
 
     For the whole process, before compiling; not at import, because the compiler takes more than a second to load. A
     block whose activations are recomputed is then not compiled at all.
+
+    A block cut there returns q, k and v, views of one product. torch up to 2.13 writes freed memory into its cache of such
+    graphs and crashes as it writes or as it reads it (pytorch#185630), so that cache stays off; that of kernels is not touched.
     """
+    import torch._functorch.config
+
+    torch._functorch.config.enable_autograd_cache = False
     IMPLEMENTATIONS["chunked"] = torch.compiler.disable(chunked)
 
 

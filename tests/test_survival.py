@@ -235,7 +235,7 @@ def test_mlflow_away_for_the_whole_run(text: Path, tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until(lambda: answers(f"127.0.0.1:{port}"), "the server did not start", 120)
+        until(lambda: answers("127.0.0.1", port, 1), "the server did not start", 120)
         for _ in range(2):  # the second finds nothing to do and doubles nothing
             driver = begin(text, tmp_path, *words)
             output, _ = driver.communicate(timeout=300)
