@@ -38,8 +38,6 @@ def generate(
     are part of a larger whole: prompts of one number draw alike.
     """
     check_prompts(reader, prompts, max_new_tokens, max_length)
-    if batch_rows < 1:
-        raise UsageError(f"batch_rows is {batch_rows}; give 1 or more prompts to read together")
     new: list[list[int]] = [[] for _ in prompts]
     dice = Dice(sampling.seed, "generate", len(prompts) if streams is None else streams, reader.device)
     for rows in by_length(prompts, batch_rows) if max_new_tokens else ():
@@ -75,7 +73,9 @@ def check_prompts(reader: Reader, prompts: Sequence[Prompt], max_new_tokens: int
 
 
 def by_length(prompts: Sequence[Prompt], batch_rows: int) -> Iterator[list[int]]:
-    """Indices of prompts of similar length together: little padding."""
+    """Indices of prompts of similar length together: little padding. Raises `UsageError` for no rows."""
+    if batch_rows < 1:
+        raise UsageError(f"batch_rows is {batch_rows}; give 1 or more prompts to read together")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for begin in range(0, len(order), batch_rows):
         yield order[begin : begin + batch_rows]

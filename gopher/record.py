@@ -23,9 +23,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
-from gopher.errors import GopherError, SetupError, UsageError
+from gopher.errors import SetupError, UsageError
 from gopher.spec import Placement, RunSpec
 from gopher.spec_json import build, from_json, to_json
 
@@ -111,6 +111,9 @@ class Held(SetupError):
     """Another process trains the run."""
 
 
+Written = TypeVar("Written", RunSpec, Placement)
+
+
 class RunFolder:
     """Reads and writes one run's folder; every writer is atomic, every reader tolerates a torn last line."""
 
@@ -145,10 +148,10 @@ class RunFolder:
         write_atomic(self.path / "provenance.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
 
     def spec(self) -> RunSpec:
-        return from_json(RunSpec, self._text("spec.json"))
+        return self._read(RunSpec, "spec.json")
 
     def placement(self) -> Placement:
-        return from_json(Placement, self._text("placement.json"))
+        return self._read(Placement, "placement.json")
 
     def provenance(self) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(self._text("provenance.json"))
@@ -266,11 +269,17 @@ class RunFolder:
         points = self.metrics().get(metric)
         return points[max(points)] if points else None
 
+    def _read(self, kind: type[Written], name: str) -> Written:
+        try:
+            return from_json(kind, self._text(name))
+        except ValueError as error:  # whoever launches the run writes what is missing
+            raise UsageError(f"{self.path / name} is damaged ({error}); delete it and launch the run again") from None
+
     def _text(self, name: str) -> str:
         try:
             return (self.path / name).read_text("utf-8")
-        except FileNotFoundError:
-            raise GopherError(f"{self.path / name} does not exist; launch the run first or check the folder") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(f"{self.path / name} does not exist; launch the run first or check the folder") from None
 
 
 def once_named(checkpoints: Path) -> frozenset[int]:

@@ -55,6 +55,8 @@ def score(
     `batch_tokens` are evaluated at once; the default fits the device: scores of more would leave a core's cache.
     """
     window = window_of(reader, window)
+    if batch_tokens is not None and batch_tokens < 1:
+        raise UsageError(f"batch_tokens is {batch_tokens}; give 1 or more tokens to evaluate at once")
     batch_tokens = batch_tokens or BATCH_TOKENS[reader.device.type]
     texts = [text_of(i, request, window) for i, request in enumerate(requests)]
     for text in texts:

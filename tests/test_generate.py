@@ -98,4 +98,10 @@ def test_wrong_input_is_refused() -> None:
         Sampling(temperature=-1)
     with pytest.raises(UsageError, match="top_p is 0"):
         Sampling(top_p=0)
+    with pytest.raises(UsageError, match="temperature is 1e-320; give 0 for greedy decoding, or 1e-06 or more"):
+        Sampling(temperature=1e-320)
+    with pytest.raises(UsageError, match="batch_rows is 0"):
+        generate(READER, [[1]], max_new_tokens=1, batch_rows=0)
+    with pytest.raises(UsageError, match="more than the 0 of the context"):
+        generate(READER, [[1]], max_new_tokens=1, max_length=0)
     assert len(generate(READER, [[1] * 60], max_new_tokens=5, max_length=65)[0]) == 5

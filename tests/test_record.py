@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from studies import demo_spec
 
-from gopher.errors import GopherError, SetupError
+from gopher.errors import GopherError, SetupError, UsageError
 from gopher.record import FINISHED, RUNNING, RunFolder, RunState, append, write_atomic
 from gopher.spec import Placement
 
@@ -112,6 +112,13 @@ def test_a_state_that_cannot_be_read_is_none_with_a_warning(tmp_path: Path, text
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(GopherError, match="launch the run first"):
         RunFolder(tmp_path / "none").spec()
+
+
+@pytest.mark.parametrize("text", ['{"rung": "44', ""])
+def test_a_damaged_spec_says_what_to_do(tmp_path: Path, text: str) -> None:
+    (tmp_path / "spec.json").write_text(text)
+    with pytest.raises(UsageError, match=r"spec.json is damaged \(.*\); delete it and launch the run again"):
+        RunFolder(tmp_path).spec()
 
 
 def hold_and_wait(path: Path, ready: "multiprocessing.synchronize.Event") -> None:

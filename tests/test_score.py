@@ -150,6 +150,10 @@ def test_wrong_requests_are_refused() -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="stride is 0 with a window of 64"):
         score_documents(READER, [[1]], first_token=0, stride=0)
+    with pytest.raises(UsageError, match="window is 0; give 1 or more"):
+        score(READER, [([1], [2])], window=0)
+    with pytest.raises(UsageError, match="batch_tokens is -1; give 1 or more"):
+        score(READER, [([1], [2])], batch_tokens=-1)
 
 
 def test_a_continuation_longer_than_the_window_is_read_in_windows() -> None:

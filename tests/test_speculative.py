@@ -87,3 +87,5 @@ def test_a_draft_with_another_vocabulary_is_refused() -> None:
         speculate(TARGET, other, PROMPTS, max_new_tokens=2, sampling=Sampling())
     with pytest.raises(UsageError, match="ahead is 0"):
         speculate(TARGET, DRAFT, PROMPTS, max_new_tokens=2, sampling=Sampling(), ahead=0)
+    with pytest.raises(UsageError, match="batch_rows is -1"):
+        speculate(TARGET, DRAFT, PROMPTS, max_new_tokens=2, sampling=Sampling(), batch_rows=-1)
