@@ -235,7 +235,7 @@ class TokenStore:
     """Opened shards of one data folder."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.manifest = manifest
+        self.folder, self.manifest = folder, manifest
         self._token_bytes: Ints = np.load(folder / "token_bytes.npy")
         self._readers = {
             (name, split): ShardReader(folder / name, split, entry[split])
@@ -287,6 +287,7 @@ class TokenStore:
         out = np.empty((stop - start, context + 1), np.int64)
         for i, (subset, row) in enumerate(self.order(data, seed, context).locate(start, stop)):
             out[i] = self._readers[subset, "train"][row * context : (row + 1) * context + 1]
+        self._check(out)
         return out[:, :-1].copy(), out[:, 1:].copy()
 
     def validation(self, context: int, tokens_per_subset: int) -> dict[str, ValidationSet]:
@@ -302,10 +303,20 @@ class TokenStore:
         for i, row in enumerate(rows):
             piece = reader[row * context : min((row + 1) * context + 1, reader.tokens)].astype(np.int64)
             inputs[i, : len(piece) - 1], targets[i, : len(piece) - 1] = piece[:-1], piece[1:]
+        self._check(inputs)
         counted = targets[targets != IGNORED]
+        self._check(counted)
         return ValidationSet(
             inputs=inputs, targets=targets, n_tokens=len(counted), n_bytes=int(self._token_bytes[counted].sum())
         )
+
+    def _check(self, tokens: Ints) -> None:
+        """Damaged shards have ids that no tokenizer made; a GPU would only say that an assertion failed somewhere."""
+        if tokens.size and tokens.max() >= self.vocab_size:
+            raise UsageError(
+                f"{self.folder} holds token id {tokens.max()} but its tokenizer has {self.vocab_size} pieces; "
+                "the shards are damaged, launch the sweep again, it writes them anew"
+            )
 
     def unique_tokens(self) -> dict[str, int]:
         """Distinct training tokens per subset."""

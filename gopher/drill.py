@@ -27,7 +27,10 @@ class Drill:
 
     def __init__(self, folder: RunFolder, rank: int) -> None:
         self._file, self._counts = folder.path / "drill.json", folder.path / "drill.struck.json"
-        self._faults = json.loads(self._file.read_text("utf-8")) if rank == 0 and self._file.exists() else []
+        try:
+            self._faults = json.loads(self._file.read_text("utf-8")) if rank == 0 and self._file.exists() else []
+        except ValueError as error:
+            raise UsageError(f"{self._file} is no JSON ({error}); mend or delete it") from None
         self._struck: dict[str, int] = json.loads(self._counts.read_text("utf-8")) if self._counts.exists() else {}
         for fault in self._faults:
             if fault.get("fault") not in FAULTS:

@@ -164,6 +164,20 @@ def test_damaged_shards_are_written_again_with_a_warning(text: Path, tmp_path: P
     assert (folder / "manifest.json").read_text() == good
 
 
+def test_ids_that_no_tokenizer_made_are_refused_where_they_are_read(text: Path, tmp_path: Path) -> None:
+    """Sizes are as they should be, which is all that a start looks at; a GPU would only say that an assertion failed."""
+    data = spec_of(text)
+    folder = prepare(data, TOKENIZER, tmp_path)
+    for split in ("train", "validation"):
+        for shard in folder.glob(f"*/{split}-*.bin"):
+            shard.write_bytes(b"\xff" * shard.stat().st_size)
+        store = TokenStore.open(folder)
+        with pytest.raises(
+            UsageError, match="holds token id 65535 but its tokenizer has 400 pieces; .* launch the sweep again"
+        ):
+            store.batch(data, 0, 0, 2, 16) if split == "train" else store.validation(16, 64)
+
+
 def prepare_quietly(data: DataSpec, root: Path) -> None:
     prepare(data, TOKENIZER, root)
 
