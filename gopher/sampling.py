@@ -28,13 +28,16 @@ class Sampling:
             raise UsageError(f"top_p is {self.top_p}; give a probability above 0 and at most 1")
 
 
+def diverged() -> GopherError:
+    """What to say of logits that are no numbers."""
+    return GopherError("the model's logits are not finite: the checkpoint has diverged; choose one of an earlier step")
+
+
 def likeliest(logits: torch.Tensor) -> torch.Tensor:
     """The most likely token of each row. Raises `GopherError` for logits that are no numbers."""
     most, token = logits.max(dim=-1)
     if not most.isfinite().all():
-        raise GopherError(
-            "the model's logits are not finite: the checkpoint has diverged; choose one of an earlier step"
-        )
+        raise diverged()
     return token
 
 

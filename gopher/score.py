@@ -5,6 +5,7 @@ lm-evaluation-harness, and the result says how many. Sums do not depend on which
 float rounding.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ import torch
 from gopher.cache import Cache, Places, Reader, check_tokens
 from gopher.errors import UsageError
 from gopher.prefixes import Row, Segment, Tokens, batches, order, pack, tree
+from gopher.sampling import diverged
 from gopher.step import HIDDEN
 
 PACKED_TOKENS = 512  # a tree up to this size is one row: attention between its branches is computed for nothing
@@ -72,7 +74,10 @@ def score(
         cache, hidden = read_prefix(reader, segment, prefix, wanted.first)
         tally.read(reader, wanted, hidden)
         waiting += [(s, cache) for s in score_level(reader, tally, segment.branches, cache, batch_tokens)]
-    return tally.scores()
+    scores = tally.scores()
+    if not all(math.isfinite(s.log_prob) for s in scores):
+        raise diverged()
+    return scores
 
 
 def score_level(

@@ -38,7 +38,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_head", "d_model", "vocab_size", "context"):
-            require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; give a positive integer")
+            size = getattr(self, name)
+            require(1 <= size < 2**31, f"model.{name} is {size}; give a positive integer below 2^31")
         require(
             self.n_heads * self.d_head == self.d_model,
             f"model.n_heads * model.d_head is {self.n_heads} * {self.d_head} = {self.n_heads * self.d_head} but model.d_model is "
@@ -212,6 +213,7 @@ class EvalSpec:
     tokens_per_subset: int = 32_768
 
     def __post_init__(self) -> None:
+        require(self.points <= 1_000_000, f"evaluation.points is {self.points}; give at most 1000000")
         require(
             self.points >= 1, f"evaluation.points is {self.points}; give 1 or more (the last step is always evaluated)"
         )
@@ -256,7 +258,7 @@ class RunSpec:
             "optim.kind is muon with stochastic rounding, which only adam has; use precision=float32",
         )
         require(0 <= self.seed < 2**64, f"seed is {self.seed}; give an integer from 0 to 2^64 - 1")
-        require(self.tokens < 2**63, f"tokens is {self.tokens:g}; give a number below 2^63")
+        require(self.tokens < 2**63, f"tokens is {self.tokens}; give a number below 2^63")
         require(
             self.tokens >= self.batch_tokens(0),
             f"tokens is {self.tokens}, less than one batch of {self.batch_tokens(0)}; raise tokens",

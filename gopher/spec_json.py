@@ -58,6 +58,7 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        require(abs(value) < 2**1023, f"{where} has {len(str(abs(value)))} digits; give a number that fits a float")
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)

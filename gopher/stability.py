@@ -74,12 +74,15 @@ def plan(events: Sequence[Mapping[str, Any]], step: int, spike: bool) -> Plan:
     skips = [i for i, e in enumerate(events) if e["kind"] == "skip"]
     since = [e for e in events[skips[-1] + 1 if skips else 0 :] if e["kind"] == "rewind"]
     again = any(e["step"] == step for e in since)
+    # trouble in the very step after a checkpoint, twice: parameters can be spoiled by an update whose own loss was a number
+    spoiled = again and since[-1].get("to") == step
     hopeless = None
     if again and len(skips) >= MAX_SKIPS:
         hopeless = f"batches were skipped {len(skips)} times already"
     elif sum(e["kind"] == "rewind" for e in events) >= MAX_REWINDS:
         hopeless = f"the run went back {MAX_REWINDS} times already"
-    return Plan(latest=max(0, step - SPIKE_MARGIN_STEPS) if spike else step, skip=again, hopeless=hopeless)
+    latest = step - SPIKE_MARGIN_STEPS if spike else step - 1 if spoiled else step
+    return Plan(latest=max(0, latest), skip=again, hopeless=hopeless)
 
 
 def skips_of(events: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, int], ...]:

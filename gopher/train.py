@@ -295,11 +295,12 @@ def rewind(
 
     Raises `GopherError` when the run is beyond help. No update of a step that is not finite was made (see `Adam.step`), on
     no device, and no checkpoint holds anything from after it; a spike is known by its last step, its first ones are in.
+    A checkpoint whose own next step fails twice is left behind as well.
     """
     publish(saver, journal)
     if step < 0:
         raise GopherError(
-            f"the run has {trouble.sentence} before its first step; inspect its parent and its validation text"
+            f"the run has {trouble.sentence} before its first step; inspect its validation text, and its parent if it has one"
         )
     what = plan(journal.events(), step, spike=trouble.spike)
     if what.hopeless:

@@ -109,11 +109,10 @@ class Tracker:
             self._experiment = (
                 found.experiment_id if found else self._client.create_experiment(self.sweep, artifact_location=location)
             )
-            parent = self._find_parent() or self._make_parent()
-            self._parent = parent.info.run_id
+            self._parent = self._find_parent() or self._make_parent()
             if config:
                 self._client.update_run(self._parent, status="RUNNING")
-                self._keep_config(parent, config)
+                self._keep_config(config)
             # whatever the folders' notes say: notes get lost, databases are started anew
             self._known = logged_runs(self._client, self._experiment)
             for key, value in {"mlflow.experimentKind": "custom_model_development", "sweep.id": self.sweep}.items():
@@ -136,19 +135,19 @@ class Tracker:
                 f"MLflow at {hide_secrets(self.uri)} could not be reached ({told(error)}); {cure}"
             ) from None
 
-    def _find_parent(self) -> Any:
+    def _find_parent(self) -> str | None:
         found = self._client.search_runs([self._experiment], "tags.kind = 'sweep'", max_results=1)
-        return found[0] if found else None
+        return found[0].info.run_id if found else None
 
-    def _make_parent(self) -> Any:
+    def _make_parent(self) -> str:
         tags = {"kind": "sweep", "sweep.id": self.sweep, "mlflow.runName": self.sweep}
-        return self._client.create_run(self._experiment, tags=tags)
+        run_id: str = self._client.create_run(self._experiment, tags=tags).info.run_id
+        return run_id
 
-    def _keep_config(self, parent: Any, config: str) -> None:
-        """The config of the sweep's first launch as an artifact; marked, as the launch that made the parent may have ended before."""
-        if "sweep.config" not in parent.data.tags:
+    def _keep_config(self, config: str) -> None:
+        """The config of the sweep's first launch as an artifact; the launch that made the parent may have ended before."""
+        if not self._client.list_artifacts(self._parent, "config"):
             self._client.log_text(self._parent, config, CONFIG_FILE)
-            self._client.set_tag(self._parent, "sweep.config", CONFIG_FILE)
 
     def write_views(self, subsets: Sequence[str]) -> None:
         """The saved dashboards; a failure here is never a failure of the sweep."""

@@ -4,7 +4,9 @@ To 1e-6 (float64: 1e-10) on random requests with and without shared prefixes, pa
 sliding windows score every token once, with the stated context; wrong requests are refused in one sentence.
 """
 
+import copy
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from inference import SPEC, model_of
 
 from gopher import score as module
 from gopher.cache import Reader
-from gopher.errors import UsageError
+from gopher.errors import GopherError, UsageError
 from gopher.prefixes import order, pack, tree
 from gopher.score import Request, Score, score, score_documents, score_long, windows
 
@@ -154,6 +156,13 @@ def test_wrong_requests_are_refused() -> None:
         score(READER, [([1], [2])], window=0)
     with pytest.raises(UsageError, match="batch_tokens is -1; give 1 or more"):
         score(READER, [([1], [2])], batch_tokens=-1)
+
+
+def test_a_diverged_model_has_no_scores() -> None:
+    broken = copy.deepcopy(READER.model)
+    broken.embedding.data.fill_(math.nan)
+    with pytest.raises(GopherError, match="the checkpoint has diverged; choose one of an earlier step"):
+        score(Reader(broken), [([1], [2])])
 
 
 def test_a_continuation_longer_than_the_window_is_read_in_windows() -> None:

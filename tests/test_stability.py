@@ -56,6 +56,14 @@ def test_the_same_batches_are_tried_once_more_and_then_passed_over() -> None:
     assert plan([{"kind": "warning", "step": 40}], 40, spike=False).skip is False
 
 
+def test_a_checkpoint_that_gives_trouble_at_once_is_left_behind() -> None:
+    """Once may be the step's own fault; twice, the checkpoint itself is doubted."""
+    back = {"kind": "rewind", "step": 15, "to": 15}
+    assert plan([], 15, spike=False).latest == 15
+    assert plan([back], 15, spike=False).latest == 14 and plan([back], 15, spike=False).skip
+    assert plan([back | {"to": 10}], 15, spike=False).latest == 15
+
+
 def test_a_spike_goes_back_behind_its_beginning() -> None:
     assert plan([], 40, spike=False).latest == 40
     assert plan([], 40, spike=True).latest < 40 - SPIKE_STEPS

@@ -115,6 +115,26 @@ def test_sums_that_are_read_late_change_nothing(
     assert sum(map(math.isnan, scales)) == len(kinds(folder))
 
 
+@pytest.mark.parametrize("spoiled", [5, 15])
+def test_a_spoiled_checkpoint_is_left_behind(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: int
+) -> None:
+    """The update before it went wrong unseen: the losses of its step and of all before were numbers."""
+    update, left = Adam.step, iter([True])
+
+    def spoil(self: Adam, step: int, rate: float, scale: torch.Tensor) -> None:
+        update(self, step, rate, scale)
+        if step == spoiled and next(left, False):
+            self.parts[0].local.view(-1)[0] = math.nan
+
+    monkeypatch.setattr(Adam, "step", spoil)
+    folder = run_in(tmp_path / "run", shards)
+    assert train(folder).state == FINISHED
+    before = spoiled - 5
+    assert kinds(folder) == [("rewind", spoiled), ("skip", before)] and folder.events()[0]["to"] == spoiled
+    assert len(numbers(folder)["train/loss"]) == 20
+
+
 def test_a_run_beyond_help_says_so_and_keeps_its_checkpoint(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
     folder = drill(run_in(tmp_path / "run", shards), {"step": 7, "fault": "nan", "times": None})
     with pytest.raises(
