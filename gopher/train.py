@@ -93,13 +93,12 @@ def train_steps(
 
     def is_due(step: int) -> bool:
         """Whether a checkpoint is."""
-        return step % placement.checkpoint_every_steps == 0 or step == run.steps or step in saver.named
+        regular = step > 0 and step % placement.checkpoint_every_steps == 0
+        return regular or step == run.steps or step in saver.named
 
-    saved = step
+    saved = step or -1  # of a run that begins nothing is saved
     trouble: Trouble | None = None
     journal.start(step)
-    if step == 0 and 0 in saver.named:
-        save(saver, 0, run, saved, journal, pulse)
 
     while True:
         # ---- back to before what cannot be trusted
@@ -130,17 +129,12 @@ def train_steps(
         # ---- forward and backward over this rank's micro-batches
         began = time.perf_counter()
         first = run.sequences_before(step) + skipped_before(skips, step)
-        nats = accumulate(
-            model, store, run, placement, step, own_micro_batches(run, placement, step, first, share, shares)
-        )
+        micro_batches = own_micro_batches(run, placement, step, first, share, shares)
+        nats = accumulate(model, store, run, placement, step, micro_batches)
         nats = drill.strike(step, first, first + run.batch_sequences(step), nats / together, run.batch_tokens(step))
 
         # ---- one reduction tells every rank the loss, the norm, who wants to stop and whose checkpoint is on disk
-        asked = should_stop()
-        told = [float(asked == ASKED), float(asked == PREEMPTED), float(saver.written)]
-        totals = torch.cat([torch.stack([nats, adam.squared_norm()]), on_device(np.array(told), placement)])
-        if world > 1:
-            dist.all_reduce(totals)
+        totals = totals_of(nats, adam.squared_norm(), should_stop(), saver.written, placement)
         pulse.send(step, totals)
 
         # ---- update, once what is due to be read can be trusted; logs, checkpoints and evaluations wait for this step too
@@ -211,6 +205,17 @@ def accumulate(
 # ---- what the ranks tell each other
 
 
+def totals_of(
+    nats: torch.Tensor, squared_norm: torch.Tensor, asked: str | None, written: bool, placement: Placement
+) -> torch.Tensor:
+    """Sums over all ranks: nats, squared gradient norm, how many were asked to stop, got a notice, have written."""
+    told = np.array([float(asked == ASKED), float(asked == PREEMPTED), float(written)])
+    totals = torch.cat([torch.stack([nats, squared_norm]), on_device(told, placement)])
+    if dist.get_world_size() > 1:
+        dist.all_reduce(totals)
+    return totals
+
+
 class Pulse:
     """What the ranks tell each other in every step; read late on a GPU, so that the host need not wait for the device.
 
@@ -227,7 +232,7 @@ class Pulse:
         self.written = False  # whether the checkpoint on its way is on every rank's disk
 
     def send(self, step: int, totals: torch.Tensor) -> None:
-        """Sums over all ranks: nats, squared gradient norm, how many were asked to stop, got a notice, have written."""
+        """What `totals_of` found at `step`, on its way to the host."""
         host, arrived = totals.to("cpu", non_blocking=True), None
         if totals.is_cuda:
             arrived = torch.cuda.Event()
@@ -328,7 +333,11 @@ def rewind(
 
 def inherit(model: Transformer, run: RunSpec, placement: Placement) -> None:
     """The parent's weights, if the run has one."""
-    if run.parent and placement.parent_dir:
+    if run.parent:
+        if placement.parent_dir is None:
+            raise UsageError(
+                f"the run starts from parent {run.parent} and its placement has no parent_dir; launch it again with parent=..."
+            )
         checkpoint.adopt(Path(placement.parent_dir), parts(model), run.parent)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from distributed import on_ranks
-from studies import TINY, demo_spec, write_text
+from studies import TINY, demo_spec, stop_at, write_text
+from training import drill, kinds, numbers, spoil_after
 
 from gopher.errors import GopherError, UsageError
 from gopher.parent import find_parent
@@ -53,6 +54,38 @@ def test_the_child_begins_where_the_parent_ended(
     losses = child.metrics()["val/loss"]
     assert losses[0] == pytest.approx(parent.metrics()["val/loss"][20], abs=1e-6)
     assert losses[20] < losses[0]  # type: ignore[operator]
+
+
+def test_a_child_that_goes_back_to_its_start_begins_with_the_parent_again(
+    parent: RunFolder, shards: tuple[DataSpec, Path], tmp_path: Path
+) -> None:
+    plain, child = (run_in(tmp_path / name, shards, parent.path, seed=1) for name in ("plain", "child"))
+    train(plain)
+    train(drill(child, {"step": 3, "fault": "nan"}))
+    assert kinds(child) == [("rewind", 3)] and numbers(child) == numbers(plain)
+
+
+def test_a_child_of_a_spoiled_parent_saves_nothing(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_after(5, monkeypatch)
+    spoiled = run_in(tmp_path / "spoiled", shards)
+    train(spoiled, should_stop=stop_at(4))
+    child = run_in(tmp_path / "child", shards, spoiled.path, seed=1)
+    named = dataclasses.replace(child.placement(), named_checkpoints="log")
+    child.create(child.spec(), named, {})
+    with pytest.raises(GopherError, match="val/loss nan before its first step"):
+        train(child)
+    assert not list(child.checkpoints.glob("0*"))
+
+
+def test_a_child_without_its_parents_folder_is_refused(
+    parent: RunFolder, shards: tuple[DataSpec, Path], tmp_path: Path
+) -> None:
+    child = run_in(tmp_path / "child", shards, parent.path, seed=1)
+    child.create(child.spec(), dataclasses.replace(child.placement(), parent_dir=None), {})
+    with pytest.raises(UsageError, match="its placement has no parent_dir"):
+        train(child)
 
 
 def test_a_parent_is_known_by_its_content(parent: RunFolder, shards: tuple[DataSpec, Path], tmp_path: Path) -> None:

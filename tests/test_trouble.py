@@ -9,7 +9,7 @@ import pytest
 import torch
 from distributed import on_ranks
 from studies import demo_spec, stop_at
-from training import drill, kinds, numbers, run_in
+from training import drill, kinds, numbers, run_in, spoil_after
 
 from gopher.errors import GopherError
 from gopher.optim import Adam
@@ -120,19 +120,21 @@ def test_a_spoiled_checkpoint_is_left_behind(
     shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: int
 ) -> None:
     """The update before it went wrong unseen: the losses of its step and of all before were numbers."""
-    update, left = Adam.step, iter([True])
-
-    def spoil(self: Adam, step: int, rate: float, scale: torch.Tensor) -> None:
-        update(self, step, rate, scale)
-        if step == spoiled and next(left, False):
-            self.parts[0].local.view(-1)[0] = math.nan
-
-    monkeypatch.setattr(Adam, "step", spoil)
+    spoil_after(spoiled, monkeypatch)
     folder = run_in(tmp_path / "run", shards)
     assert train(folder).state == FINISHED
     before = spoiled - 5
     assert kinds(folder) == [("rewind", spoiled), ("skip", before)] and folder.events()[0]["to"] == spoiled
     assert len(numbers(folder)["train/loss"]) == 20
+
+
+def test_a_bad_evaluation_that_does_not_come_back_costs_no_bit(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_after(10, monkeypatch)
+    folder = run_in(tmp_path / "run", shards)
+    assert train(folder).state == FINISHED
+    assert kinds(folder) == [("rewind", 9)] and numbers(folder) == numbers(finished)
 
 
 def test_a_run_beyond_help_says_so_and_keeps_its_checkpoint(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
+import pytest
+import torch
 from studies import demo_spec
 
+from gopher.optim import Adam
 from gopher.record import RunFolder
 from gopher.spec import DataSpec, Placement
 
@@ -29,6 +33,18 @@ def numbers(folder: RunFolder) -> dict[str, dict[int, float | None]]:
 def drill(folder: RunFolder, *faults: dict) -> RunFolder:
     (folder.path / "drill.json").write_text(json.dumps(faults))
     return folder
+
+
+def spoil_after(spoiled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One parameter is nan after the update of that step, once: the losses up to it are numbers."""
+    update, left = Adam.step, iter([True])
+
+    def spoil(self: Adam, step: int, rate: float, scale: torch.Tensor) -> None:
+        update(self, step, rate, scale)
+        if step == spoiled and next(left, False):
+            self.parts[0].local.view(-1)[0] = math.nan
+
+    monkeypatch.setattr(Adam, "step", spoil)
 
 
 def kinds(folder: RunFolder) -> list[tuple[str, int | None]]:
