@@ -22,6 +22,7 @@ from gopher.cache import Cache, Reader
 from gopher.coder import MAX_TOTAL, Decoder, Encoder
 from gopher.errors import UsageError
 from gopher.inference import Rung
+from gopher.sampling import probabilities
 from gopher.tokenizer import Tokenizer
 
 Ints = npt.NDArray[np.int64]
@@ -151,8 +152,7 @@ class Predictor:
         """(rows, V): running sums of frequencies; every token has at least 1, together they are about 2^32."""
         new = self.history[:, self.cache.length :]
         logits = self.reader.logits(self.reader.read(new, self.cache)[:, -1])
-        p = torch.softmax(logits.double(), dim=-1)
-        frequency = (p * (MAX_TOTAL - 2 * self.vocab_size)).to(torch.int64) + 1
+        frequency = (probabilities(logits) * (MAX_TOTAL - 2 * self.vocab_size)).to(torch.int64) + 1
         return frequency.cumsum(dim=-1).cpu().numpy()
 
     def push(self, tokens: Ints) -> None:

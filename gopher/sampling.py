@@ -41,12 +41,19 @@ def likeliest(logits: torch.Tensor) -> torch.Tensor:
     return token
 
 
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax in float64. Raises `GopherError` for logits that are no numbers."""
+    p = torch.softmax(logits.double(), dim=-1)
+    if p.isnan().any():
+        raise diverged()
+    return p
+
+
 def distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """float64 probabilities (..., V) of the next token."""
     if sampling.temperature == 0:
         return torch.nn.functional.one_hot(likeliest(logits), logits.size(-1)).double()
-    likeliest(logits)  # refuses what is no number
-    p = torch.softmax(logits.double() / sampling.temperature, dim=-1)
+    p = probabilities(logits.double() / sampling.temperature)
     if sampling.top_p == 1:
         return p
     ranked, token = p.sort(dim=-1, descending=True, stable=True)

@@ -89,6 +89,13 @@ def test_other_models_and_damage_are_refused(rung: Rung, tiny_run: Path, text: b
         compress(rung, text, 0)
 
 
+def test_a_diverged_model_is_refused(tiny_run: Path, text: bytes) -> None:
+    broken = open_rung(tiny_run)
+    broken.reader.model.embedding.data.fill_(math.nan)
+    with pytest.raises(GopherError, match="the checkpoint has diverged; choose one of an earlier step"):
+        compress(broken, text, 1)
+
+
 def test_rates_count_the_model(rung: Rung, text: bytes) -> None:
     gzip, lzma, ours = *classical_rates(text), rung_rate(rung, text)
     assert (gzip.model_bytes, lzma.model_bytes) == (0, 0)
