@@ -293,7 +293,14 @@ class TokenStore:
     def validation(self, context: int, tokens_per_subset: int) -> dict[str, ValidationSet]:
         """Per subset up to about `tokens_per_subset` held-out tokens, in whole sequences spread evenly over its documents."""
         names = self.manifest["subsets"]
-        return {n: self._validation_set(self._readers[n, "validation"], context, tokens_per_subset) for n in names}
+        sets = {n: self._validation_set(self._readers[n, "validation"], context, tokens_per_subset) for n in names}
+        for name, held_out in sets.items():
+            if held_out.n_bytes == 0:
+                raise UsageError(
+                    f"the held-out text of data subset '{name}' has {held_out.n_tokens} tokens to predict, of 0 bytes; "
+                    "add text or raise data.validation_fraction"
+                )
+        return sets
 
     def _validation_set(self, reader: ShardReader, context: int, tokens: int) -> ValidationSet:
         available = -(-(reader.tokens - 1) // context)

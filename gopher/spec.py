@@ -7,6 +7,7 @@ Each spec checks itself on construction and raises `UsageError` with the value a
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 from gopher.errors import UsageError, did_you_mean, require
@@ -41,13 +42,13 @@ class ModelSpec:
             size = getattr(self, name)
             require(1 <= size < 2**31, f"model.{name} is {size}; give a positive integer below 2^31")
         require(
+            self.d_model % 2 == 0,
+            f"model.d_model is {self.d_model}, which is odd; sinusoids come in sin/cos pairs, so give an even width",
+        )
+        require(
             self.n_heads * self.d_head == self.d_model,
             f"model.n_heads * model.d_head is {self.n_heads} * {self.d_head} = {self.n_heads * self.d_head} but model.d_model is "
             f"{self.d_model}; every Gopher rung has them equal, so set {self._matching_heads()}",
-        )
-        require(
-            self.d_model % 2 == 0,
-            f"model.d_model is {self.d_model}, which is odd; sinusoids come in sin/cos pairs, so give an even width",
         )
         require(
             self.vocab_size <= 65_536,
@@ -55,7 +56,7 @@ class ModelSpec:
         )
 
     def _matching_heads(self) -> str:
-        """Settings of heads that fit the width: the head count that is there, or else the nearest one that divides it."""
+        """Settings of heads that fit the width: the head count that is there, or else the nearest one up to 4096 that divides it."""
         if self.d_model % self.n_heads == 0:
             return f"model.d_head={self.d_model // self.n_heads} or another head count"
         fitting = [n for n in range(1, min(self.d_model, 2 * self.n_heads, 4096) + 1) if self.d_model % n == 0]
@@ -119,6 +120,8 @@ class DataSpec:
         require(self.kind in ("package", "local", "hub"), f"data.kind is '{self.kind}'; use package, local or hub")
         names = [s.name for s in self.subsets]
         require(bool(names), "data has no subsets; name at least one, or point data.path at a folder with text")
+        total = sum(s.weight for s in self.subsets)
+        require(math.isfinite(total), f"data.subsets have weights whose sum is {total}; give smaller ones")
         require(len(set(names)) == len(names), f"data subsets {names} have a name twice; rename one")
         require(
             0 < self.validation_fraction < 0.5,

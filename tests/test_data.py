@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,6 +177,13 @@ def test_ids_that_no_tokenizer_made_are_refused_where_they_are_read(text: Path, 
             UsageError, match="holds token id 65535 but its tokenizer has 400 pieces; .* launch the sweep again"
         ):
             store.batch(data, 0, 0, 2, 16) if split == "train" else store.validation(16, 64)
+
+
+def test_held_out_text_of_no_bytes_is_refused(prepared: tuple[DataSpec, Path, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(prepared[2], tmp_path / "shards")
+    np.save(folder / "token_bytes.npy", np.zeros(400, np.int64))
+    with pytest.raises(UsageError, match="held-out text of data subset 'prose' has .* tokens to predict, of 0 bytes"):
+        TokenStore.open(folder).validation(16, 64)
 
 
 def prepare_quietly(data: DataSpec, root: Path) -> None:

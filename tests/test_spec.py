@@ -42,6 +42,7 @@ def test_the_rung_name_and_the_local_path_are_labels() -> None:
         ({"n_layers": 0}, "positive integer"),
         ({"vocab_size": 70_000}, "uint16"),
         ({"n_heads": 1, "d_head": 31, "d_model": 31}, "odd"),
+        ({"n_heads": 2, "d_head": 16, "d_model": 15}, "odd"),  # before heads that fit it are proposed
     ],
 )
 def test_odd_shapes_are_refused(change: dict, words: str) -> None:

@@ -19,9 +19,11 @@ from distributed import on_ranks
 from studies import demo_spec, stop_at
 from training import contents, numbers, run_in
 
+from gopher.data import TokenStore
 from gopher.errors import UsageError
+from gopher.model import Transformer, initialise
 from gopher.record import ASKED, FINISHED, PREEMPTED, STOPPED, RunFolder
-from gopher.spec import DataSpec, PrecisionSpec, RunSpec
+from gopher.spec import BatchSpec, DataSpec, PrecisionSpec, RunSpec
 from gopher.train import train
 
 GOLDEN = [6.358185, 5.275566, 5.059505]  # nats per token after steps 1, 10, 20
@@ -131,6 +133,27 @@ def test_data_parallel_ranks_give_the_losses_of_one(
     one, several = numbers(finished), numbers(folder)
     for name in ("train/loss", "val/loss", "train/grad_norm"):
         assert several[name] == pytest.approx(one[name], abs=1e-5)
+
+
+def test_a_doubled_batch_has_the_mean_gradient_of_all_its_sequences(
+    shards: tuple[DataSpec, Path], tmp_path: Path
+) -> None:
+    """Of sequences 16 to 47 at the initial parameters, which updates of 1e-20 leave as they are."""
+    optim = dataclasses.replace(demo_spec().optim, lr=1e-20, warmup_start_lr=0.0, warmup_steps=0)
+    batch = BatchSpec(sequences=16, double_at_tokens=16 * 64)
+    folder = run_in(tmp_path / "run", shards, optim=optim, batch=batch, tokens=48 * 64)
+    train(folder)
+    run = folder.spec()
+    model = Transformer(run.model)
+    initialise([(name, p.data.view(-1), 0) for name, p in model.named_parameters()], run.model, run.seed)
+    inputs, targets = map(
+        torch.from_numpy, TokenStore.open(shards[1]).batch(run.data, run.seed, 16, 48, run.model.context)
+    )
+    loss = model(inputs, targets) / targets.numel()
+    loss.backward()
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))  # type: ignore[union-attr]
+    assert run.steps == 2 and folder.last("train/loss") == pytest.approx(loss.item(), abs=1e-5)
+    assert folder.last("train/grad_norm") == pytest.approx(norm, rel=1e-4)
 
 
 def test_stochastic_rounding_repeats_its_draws_after_a_resume(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
