@@ -6,9 +6,12 @@ Work is laid out head first, (H, B, T, d_head), as in `gopher.attention`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -242,10 +245,16 @@ def by_row(multiply: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return multiply(a.reshape(rows, -1, a.size(3)), b.reshape(rows, *b.shape[2:])).view(n_heads, batch, count, -1)
 
 
-def check_tokens(tokens: torch.Tensor, model: Transformer) -> None:
-    """Refuse ids that the model has no embedding for."""
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < model.spec.vocab_size:
-        worst = int(tokens.max()) if int(tokens.min()) >= 0 else int(tokens.min())
+def token_ids(ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> npt.NDArray[np.int64]:
+    """The ids of one text, int64 (T,). Raises `UsageError` for what is no integer or has no embedding."""
+    given = np.asarray(ids)
+    if given.size and (given.dtype.kind not in "iu" or given.ndim != 1):
         raise UsageError(
-            f"token id {worst} is outside the model's vocabulary of {model.spec.vocab_size}; encode the text with the run's own tokenizer"
+            f"token ids are {given.ndim}-dimensional {given.dtype}; give one list of integers for each text"
         )
+    if given.size and not 0 <= given.min() <= given.max() < vocab_size:
+        worst = int(given.max() if given.min() >= 0 else given.min())
+        raise UsageError(
+            f"token id {worst} is outside the model's vocabulary of {vocab_size}; encode the text with the run's own tokenizer"
+        )
+    return given.astype(np.int64)

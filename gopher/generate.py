@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from gopher.cache import Cache, Reader, check_tokens, padding_starts
+from gopher.cache import Cache, Reader, padding_starts, token_ids
 from gopher.errors import UsageError
 from gopher.sampling import Dice, Sampling, distribution, draw, likeliest
 
@@ -37,7 +37,9 @@ def generate(
     positions reach beyond the context, but the model has not learned to use them. `streams` numbers the prompts where they
     are part of a larger whole: prompts of one number draw alike.
     """
-    check_prompts(reader, prompts, max_new_tokens, max_length)
+    prompts = checked(reader, prompts, max_new_tokens, max_length)
+    if streams is not None and len(streams) != len(prompts):
+        raise UsageError(f"streams has {len(streams)} numbers for {len(prompts)} prompts; give one for each")
     new: list[list[int]] = [[] for _ in prompts]
     dice = Dice(sampling.seed, "generate", len(prompts) if streams is None else streams, reader.device)
     for rows in by_length(prompts, batch_rows) if max_new_tokens else ():
@@ -57,8 +59,10 @@ def generate(
     return new
 
 
-def check_prompts(reader: Reader, prompts: Sequence[Prompt], max_new_tokens: int, max_length: int | None) -> None:
+def checked(reader: Reader, prompts: Sequence[Prompt], max_new_tokens: int, max_length: int | None) -> list[list[int]]:
+    """The prompts' token ids. Raises `UsageError` for those that cannot be read or leave no room for the new ones."""
     limit = reader.model.spec.context if max_length is None else max_length
+    room = f"the {limit} of the context" if max_length is None else f"max_length={limit}"
     if max_new_tokens < 0:
         raise UsageError(f"max_new_tokens is {max_new_tokens}; give 0 or more")
     for i, prompt in enumerate(prompts):
@@ -66,10 +70,10 @@ def check_prompts(reader: Reader, prompts: Sequence[Prompt], max_new_tokens: int
             raise UsageError(f"prompt {i} is empty; begin it with a token such as the end of the document before")
         if len(prompt) + max_new_tokens > limit:
             raise UsageError(
-                f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, more than the {limit} of "
-                "the context; shorten the prompt, ask for fewer, or set max_length to go beyond what was trained"
+                f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} new ones are asked for, more than {room}; "
+                "shorten the prompt, ask for fewer, or raise max_length, beyond what was trained if need be"
             )
-        check_tokens(torch.as_tensor(prompt), reader.model)
+    return [token_ids(prompt, reader.model.spec.vocab_size).tolist() for prompt in prompts]
 
 
 def by_length(prompts: Sequence[Prompt], batch_rows: int) -> Iterator[list[int]]:

@@ -28,9 +28,9 @@ class Sampling:
             raise UsageError(f"top_p is {self.top_p}; give a probability above 0 and at most 1")
 
 
-def diverged() -> GopherError:
+def diverged(who: str = "the model") -> GopherError:
     """What to say of logits that are no numbers."""
-    return GopherError("the model's logits are not finite: the checkpoint has diverged; choose one of an earlier step")
+    return GopherError(f"{who}'s logits are not finite: the checkpoint has diverged; choose one of an earlier step")
 
 
 def likeliest(logits: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gopher.cache import Cache, Places, Reader, check_tokens
+from gopher.cache import Cache, Places, Reader, token_ids
 from gopher.errors import UsageError
 from gopher.prefixes import Row, Segment, Tokens, batches, order, pack, tree
 from gopher.sampling import diverged
@@ -60,10 +60,7 @@ def score(
     if batch_tokens is not None and batch_tokens < 1:
         raise UsageError(f"batch_tokens is {batch_tokens}; give 1 or more tokens to evaluate at once")
     batch_tokens = batch_tokens or BATCH_TOKENS[reader.device.type]
-    texts = [text_of(i, request, window) for i, request in enumerate(requests)]
-    for text in texts:
-        check_tokens(torch.from_numpy(text.inputs), reader.model)
-        check_tokens(torch.from_numpy(text.targets), reader.model)
+    texts = [text_of(i, request, window, reader.model.spec.vocab_size) for i, request in enumerate(requests)]
     tally = Tally(texts)
     waiting: list[tuple[Segment, Cache | None]] = [
         (large, None) for large in score_level(reader, tally, tree(tally.sequences), None, batch_tokens)
@@ -109,8 +106,8 @@ def window_of(reader: Reader, window: int | None) -> int:
     return window or reader.model.spec.context
 
 
-def text_of(index: int, request: Request, window: int) -> Text:
-    context, continuation = (np.asarray(part, dtype=np.int64) for part in request)
+def text_of(index: int, request: Request, window: int, vocab_size: int) -> Text:
+    context, continuation = (token_ids(part, vocab_size) for part in request)
     if not len(continuation):
         raise UsageError(f"request {index} has an empty continuation; give it at least one token")
     if not len(context):

@@ -12,8 +12,8 @@ import torch
 
 from gopher.cache import Cache, Reader
 from gopher.errors import UsageError
-from gopher.generate import IsDone, Prompt, by_length, check_prompts, never, prefill
-from gopher.sampling import Dice, Sampling, distribution, draw
+from gopher.generate import IsDone, Prompt, by_length, checked, never, prefill
+from gopher.sampling import Dice, Sampling, distribution, diverged, draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def speculate(
 ) -> Speculation:
     """New tokens as `generate` of `target` would draw them (other draws, same distribution), `ahead` proposed at a time."""
     check_pair(target, draft, ahead)
-    check_prompts(target, prompts, max_new_tokens, max_length)
+    prompts = checked(target, prompts, max_new_tokens, max_length)
     new: list[list[int]] = [[] for _ in prompts]
     dice = [Dice(sampling.seed, purpose, len(prompts), target.device) for purpose in ("draft", "accept", "correct")]
     proposed = accepted = 0
@@ -127,7 +127,10 @@ def propose(
     """(tokens (B, count), their distributions (B, count + 1, V), the last one zero); the draft's cache holds them all."""
     feed, guesses, q = sequences.last[:, None], [], []
     for i in range(count):
-        q.append(distribution(draft.logits(draft.read(feed, sequences.draft)[:, -1]), sampling))
+        logits = draft.logits(draft.read(feed, sequences.draft)[:, -1])
+        if not logits.isfinite().all():
+            raise diverged("the draft")
+        q.append(distribution(logits, sampling))
         feed = draw(q[-1], dice.roll(sequences.rows, [d + i for d in done]))[:, None]
         guesses.append(feed)
     draft.read(feed, sequences.draft)

@@ -4,6 +4,7 @@ To 1e-12 in float64 and 5e-7 in float32 (relative norm): any split into prefill 
 reserved, left-padded rows, branches of a tree behind a shared prefix, rows cut back to different lengths.
 """
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from inference import SPEC, model_of
 
 from gopher.attention import product
-from gopher.cache import HIDDEN, Cache, Places, Reader, check_tokens, mix
+from gopher.cache import HIDDEN, Cache, Places, Reader, mix, token_ids
 from gopher.errors import UsageError
 from gopher.model import Transformer
 
@@ -153,6 +154,10 @@ def test_branches_of_a_tree_behind_shared_prefixes() -> None:
 
 def test_foreign_token_ids_are_refused() -> None:
     with pytest.raises(UsageError, match="token id 40 is outside the model's vocabulary of 40"):
-        check_tokens(torch.tensor([3, 40]), MODEL)
+        token_ids([3, 40], 40)
     with pytest.raises(UsageError, match="token id -1 is outside"):
-        check_tokens(torch.tensor([3, -1]), MODEL)
+        token_ids(np.array([3, -1], np.int8), 40)
+    for odd in ([1.7], [True], ["1"], [[1, 2]], np.array([1.0]), [None]):
+        with pytest.raises(UsageError, match="give one list of integers for each text"):
+            token_ids(odd, 40)  # type: ignore[arg-type]
+    assert token_ids(np.array([3, 39], np.uint16), 40).dtype == token_ids([], 40).dtype == np.int64

@@ -102,6 +102,11 @@ def test_wrong_input_is_refused() -> None:
         Sampling(temperature=1e-320)
     with pytest.raises(UsageError, match="batch_rows is 0"):
         generate(READER, [[1]], max_new_tokens=1, batch_rows=0)
-    with pytest.raises(UsageError, match="more than the 0 of the context"):
+    with pytest.raises(UsageError, match="more than max_length=0; shorten"):
         generate(READER, [[1]], max_new_tokens=1, max_length=0)
+    with pytest.raises(UsageError, match="streams has 1 numbers for 2 prompts; give one for each"):
+        generate(READER, [[1], [2]], max_new_tokens=1, streams=[7])
+    assert generate(READER, [np.array([1, 2], np.uint16)], max_new_tokens=3) == generate(
+        READER, [[1, 2]], max_new_tokens=3
+    )  # type: ignore[list-item]
     assert len(generate(READER, [[1] * 60], max_new_tokens=5, max_length=65)[0]) == 5

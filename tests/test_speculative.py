@@ -5,6 +5,7 @@ a perfect draft is always accepted; ragged prompts and ends equal the batch of o
 """
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from inference import chi_square, model_of
 
 from gopher.cache import Reader
-from gopher.errors import UsageError
+from gopher.errors import GopherError, UsageError
 from gopher.generate import generate
 from gopher.sampling import Sampling, distribution
 from gopher.spec import ModelSpec
@@ -89,3 +90,12 @@ def test_a_draft_with_another_vocabulary_is_refused() -> None:
         speculate(TARGET, DRAFT, PROMPTS, max_new_tokens=2, sampling=Sampling(), ahead=0)
     with pytest.raises(UsageError, match="batch_rows is -1"):
         speculate(TARGET, DRAFT, PROMPTS, max_new_tokens=2, sampling=Sampling(), batch_rows=-1)
+
+
+@pytest.mark.parametrize("whose", ["model", "draft"])
+def test_a_diverged_one_of_the_two_is_named(whose: str) -> None:
+    broken = model_of(spec=TINY)
+    broken.embedding.data.fill_(math.nan)
+    pair = (Reader(broken), DRAFT) if whose == "model" else (TARGET, Reader(broken))
+    with pytest.raises(GopherError, match=f"the {whose}'s logits are not finite: the checkpoint has diverged"):
+        speculate(*pair, PROMPTS, max_new_tokens=2, sampling=Sampling())
