@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from gopher.record import MARKER, RunFolder, once_named, write_atomic
 from gopher.shard import DTYPES, like
 from gopher.shard_files import load_into
 from gopher.spec import Placement, RunSpec, named_steps
+from gopher.spec_json import build
 from gopher.stability import SPIKE_MARGIN_STEPS
 
 FORMAT = 1
@@ -105,8 +106,7 @@ class Saver:
         errors = [w.error for w in gathered if w.error]
         if not errors:
             merged = {name: mark for w in gathered for name, mark in w.files.items()}
-            marker = {"format": FORMAT, "run": self._run_key, "step": step, "files": merged, "notes": notes}
-            marker |= {"named": step in self.named}
+            marker = Marker(run=self._run_key, step=step, files=merged, notes=notes, named=step in self.named)
             errors = [e for e in gather(publish(folder, step, marker, self._before) if first else None) if e]
         if errors:
             if first:
@@ -171,12 +171,12 @@ def drop_after(folder: Path, step: int) -> None:
     dist.barrier()
 
 
-def publish(folder: Path, step: int, marker: dict[str, Any], before: Callable[[], None]) -> str | None:
+def publish(folder: Path, step: int, marker: "Marker", before: Callable[[], None]) -> str | None:
     """Mark and rename a written checkpoint; None, or why it failed."""
     final, part = folder / f"{step:010d}", part_of(folder, step)
     try:
         before()
-        write_atomic(part / MARKER, json.dumps(marker, indent=1, sort_keys=True) + "\n")
+        write_atomic(part / MARKER, json.dumps(asdict(marker), indent=1, sort_keys=True) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
         sync_folder(final.parent)
@@ -192,24 +192,24 @@ def restore(folder: Path, adam: Adam, run_key: str, latest: int | None = None, t
     if path is None:
         return 0
     marker = read_marker(path)
-    if marker["run"] != run_key:
+    if marker.run != run_key:
         raise UsageError(
-            f"{path} belongs to run {marker['run']}, not to {run_key}; move it away or use another output folder"
+            f"{path} belongs to run {marker.run}, not to {run_key}; move it away or use another output folder"
         )
     load_into(tensors(adam), path)
-    return int(marker["step"])
+    return marker.step
 
 
 def notes_of(folder: Path, step: int) -> dict[str, Any]:
     """What `Saver.save` was given beside the state after `step` steps; nothing for step 0 without a checkpoint."""
     path = folder / f"{step:010d}"
-    return read_marker(path).get("notes") or {} if path.exists() else {}
+    return read_marker(path).notes if path.exists() else {}
 
 
 def adopt(path: Path, parts: Iterable[Part], parent: str) -> None:
     """Load the weights of another run's checkpoint, which must be intact and be the one that `parent` identifies."""
     if find_parent(path).key != parent or any(gather(damage(path))):
-        raise GopherError(
+        raise UsageError(
             f"{path} is not the checkpoint {parent} that the run was planned with; restore it, or launch with the parent there is"
         )
     load_into({f"model/{part.name}": like(part.parameter, part.local) for part in parts}, path)
@@ -241,7 +241,7 @@ def load_for_inference(
 
 def model_of(path: Path, run: RunSpec, device: str = "cpu", dtype: torch.dtype | None = None) -> Transformer:
     """The same of the checkpoint at `path`, which is known to be intact."""
-    owner = read_marker(path)["run"]
+    owner = read_marker(path).run
     if owner != run.key:
         raise UsageError(f"{path} belongs to run {owner}, not to {run.key}; copy whole run folders, not parts of them")
     with torch.device("meta"):
@@ -265,7 +265,7 @@ def chosen(folder: Path, step: int | None) -> Path:
     if step not in kept:
         raise UsageError(f"{folder} has no checkpoint of step {step}; it has steps {kept}")
     if problem := damage(path):
-        raise GopherError(f"{path} is damaged ({problem}); choose another of the steps {kept}")
+        raise UsageError(f"{path} is damaged ({problem}); choose another of the steps {kept}")
     return path
 
 
@@ -296,7 +296,7 @@ def damage(path: Path) -> str | None:
     """What is wrong with this rank's share of the files of a checkpoint, or None."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     try:
-        files = sorted(read_marker(path)["files"].items())
+        files = sorted(read_marker(path).files.items())
         for name, recorded in files[rank::world]:
             if (path / name).stat().st_size != recorded["bytes"]:
                 return f"{name} has {(path / name).stat().st_size} bytes instead of {recorded['bytes']}"
@@ -309,13 +309,29 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def read_marker(path: Path) -> dict[str, Any]:
-    marker: dict[str, Any] = json.loads((path / MARKER).read_text("utf-8"))
-    if marker["format"] != FORMAT:
-        raise GopherError(
-            f"{path} has checkpoint format {marker['format']}, this version reads {FORMAT}; use the version that wrote it"
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """What `complete.json` says of a checkpoint."""
+
+    run: str  # key of the run that it belongs to
+    step: int
+    files: dict[str, Any]  # name -> bytes and SHA-256
+    notes: dict[str, Any] = field(default_factory=dict)  # see `Saver.save`
+    named: bool = False  # kept for ever
+    format: int = FORMAT
+
+
+def read_marker(path: Path) -> Marker:
+    """The marker in the checkpoint's folder. Raises `UsageError` for another version's, OSError or ValueError for a damaged one."""
+    found = json.loads((path / MARKER).read_text("utf-8"))
+    if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
+        raise UsageError(
+            f"{path} has checkpoint format {found['format']}, this version reads {FORMAT}; use the version that wrote it"
         )
-    return marker
+    try:
+        return build(Marker, found, MARKER)
+    except UsageError as odd:
+        raise ValueError(str(odd)) from None
 
 
 # ---- files

@@ -12,14 +12,30 @@ import json
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 import torch
 
-from gopher.errors import UsageError
+from gopher.errors import UsageError, require
 from gopher.record import RunFolder, write_atomic
+from gopher.spec_json import coerce
 
 FAULTS = ("nan", "spike", "hang", "kill", "preempt")
 LASTING = ("nan", "spike")  # those after which the next step comes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One entry of the file."""
+
+    fault: str
+    step: int | None = None
+    steps: int = 1
+    sequence: int | None = None
+    times: int | None = 1
+
+    def __post_init__(self) -> None:
+        require(self.fault in FAULTS, f"a drill names the fault '{self.fault}'; use one of {', '.join(FAULTS)}")
 
 
 class Drill:
@@ -28,32 +44,29 @@ class Drill:
     def __init__(self, folder: RunFolder, rank: int) -> None:
         self._file, self._counts = folder.path / "drill.json", folder.path / "drill.struck.json"
         try:
-            self._faults = json.loads(self._file.read_text("utf-8")) if rank == 0 and self._file.exists() else []
+            written = json.loads(self._file.read_text("utf-8")) if rank == 0 and self._file.exists() else []
         except ValueError as error:
             raise UsageError(f"{self._file} is no JSON ({error}); mend or delete it") from None
+        self._faults: tuple[Fault, ...] = coerce(tuple[Fault, ...], written, str(self._file))
         self._struck: dict[str, int] = json.loads(self._counts.read_text("utf-8")) if self._counts.exists() else {}
-        for fault in self._faults:
-            if fault.get("fault") not in FAULTS:
-                raise UsageError(f"{self._file} names the fault {fault.get('fault')!r}; use one of {', '.join(FAULTS)}")
 
     def strike(self, step: int, first: int, last: int, nats: torch.Tensor, tokens: int) -> torch.Tensor:
         """`nats`, the loss summed over the `tokens` of this step's batch (sequences first .. last-1), or worse."""
         for i, fault in enumerate(self._faults):
-            at, steps = fault.get("step", step), fault.get("steps", 1)
-            here = first <= fault["sequence"] < last if "sequence" in fault else at <= step < at + steps
-            times = fault.get("times", 1)
-            if not here or (times is not None and self._struck.get(str(i), 0) >= times):
+            at = step if fault.step is None else fault.step
+            here = at <= step < at + fault.steps if fault.sequence is None else first <= fault.sequence < last
+            if not here or (fault.times is not None and self._struck.get(str(i), 0) >= fault.times):
                 continue
-            if step == at + steps - 1 or fault["fault"] not in LASTING:
+            if step == at + fault.steps - 1 or fault.fault not in LASTING:
                 self._struck[str(i)] = self._struck.get(str(i), 0) + 1
                 write_atomic(self._counts, json.dumps(self._struck))
-            if fault["fault"] == "nan":
+            if fault.fault == "nan":
                 nats = nats * float("nan")
-            elif fault["fault"] == "spike":
+            elif fault.fault == "spike":
                 nats = nats + 3.0 * tokens
-            elif fault["fault"] == "hang":
+            elif fault.fault == "hang":
                 while True:
                     time.sleep(1)
             else:
-                os.kill(os.getpid(), signal.SIGKILL if fault["fault"] == "kill" else signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGKILL if fault.fault == "kill" else signal.SIGTERM)
         return nats

@@ -50,8 +50,8 @@ def open_rung(
     marker = read_marker(found)
     return Rung(
         spec=spec,
-        step=int(marker["step"]),
-        sha256=weights_hash(spec, marker),
+        step=marker.step,
+        sha256=weights_hash(spec, marker.files),
         reader=Reader(model_of(found, spec, device)),
         tokenizer=tokenizer_of(run_folder, spec, tokenizer),
     )

@@ -35,9 +35,12 @@ class Parent:
             )
 
 
-def weights_hash(spec: RunSpec, marker: dict[str, Any]) -> str:
-    """SHA-256 that two checkpoints share only if they hold the same bytes in the same model, wherever they lie."""
-    return content_hash({"model": spec.model, "files": marker["files"]})
+def weights_hash(spec: RunSpec, files: dict[str, Any]) -> str:
+    """SHA-256 that two checkpoints share only if they hold the same bytes in the same model, wherever they lie.
+
+    `files`: those of the checkpoint's marker.
+    """
+    return content_hash({"model": spec.model, "files": files})
 
 
 def find_parent(path: Path) -> Parent:
@@ -47,7 +50,7 @@ def find_parent(path: Path) -> Parent:
     try:
         marker = json.loads((folder / MARKER).read_text("utf-8"))
         spec = RunFolder(folder.parents[1]).spec()
-        return Parent(folder=folder, spec=spec, key=weights_hash(spec, marker)[:12])
+        return Parent(folder=folder, spec=spec, key=weights_hash(spec, marker["files"])[:12])
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"parent={path} is no checkpoint; name a run folder such as outputs/runs/<key>, or one of its checkpoints"

@@ -238,7 +238,7 @@ class RunFolder:
 
     def events(self) -> list[dict[str, Any]]:
         """Whole events, oldest first."""
-        return self._lines("events.jsonl")
+        return self._lines("events.jsonl", {"kind", "step", "sentence"})
 
     def metrics(self) -> dict[str, dict[int, float | None]]:
         """metric -> {step: last logged value}, steps ascending."""
@@ -249,9 +249,10 @@ class RunFolder:
         return {name: dict(sorted(points.items())) for name, points in series.items()}
 
     def metric_lines(self) -> list[dict[str, Any]]:
-        return self._lines("metrics.jsonl")
+        return self._lines("metrics.jsonl", {"step", "metrics"})
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
+    def _lines(self, name: str, keys: set[str]) -> list[dict[str, Any]]:
+        """Whole lines that are mappings with these keys; others are warned of."""
         try:
             text = (self.path / name).read_text("utf-8")
         except FileNotFoundError:
@@ -259,9 +260,14 @@ class RunFolder:
         found = []
         for number, line in enumerate(text.split("\n")[:-1], 1):
             try:
-                found += [json.loads(line)] if line else []
+                content = json.loads(line) if line else None
+                readable = content is None or (isinstance(content, dict) and content.keys() >= keys)
             except ValueError:
+                readable = False
+            if not readable:
                 warnings.warn(f"{self.path / name} line {number} cannot be read and is left out", stacklevel=3)
+            elif content is not None:
+                found.append(content)
         return found
 
     def last(self, metric: str) -> float | None:
@@ -270,16 +276,21 @@ class RunFolder:
         return points[max(points)] if points else None
 
     def _read(self, kind: type[Written], name: str) -> Written:
+        text = self._text(name)
         try:
-            return from_json(kind, self._text(name))
-        except ValueError as error:  # whoever launches the run writes what is missing
+            return from_json(kind, text)
+        except (ValueError, RecursionError) as error:  # whoever launches the run writes what is missing
             raise UsageError(f"{self.path / name} is damaged ({error}); delete it and launch the run again") from None
+        except UsageError as error:
+            raise UsageError(f"{self.path / name}: {error}") from None
 
     def _text(self, name: str) -> str:
         try:
             return (self.path / name).read_text("utf-8")
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{self.path / name} does not exist; launch the run first or check the folder") from None
+        except OSError as error:
+            raise UsageError(f"{self.path / name} cannot be read ({error.strerror}); check the folder") from None
 
 
 def once_named(checkpoints: Path) -> frozenset[int]:

@@ -55,6 +55,9 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         require(isinstance(value, (list, tuple)), f"{where} is {value!r}; give a list")
         return tuple(coerce(options[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if typing.get_origin(hint) is dict:
+        require(isinstance(value, dict), f"{where} is {value!r}; give a mapping")
+        return value
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

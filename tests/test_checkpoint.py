@@ -109,7 +109,9 @@ def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0000000010", "0000000015"]
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "marker", "index"])
+@pytest.mark.parametrize(
+    "harm", ["truncate", "flip", "remove", "marker {", "marker []", 'marker {"step": 10}', "index"]
+)
 def test_a_damaged_checkpoint_is_passed_over(harm: str, tmp_path: Path) -> None:
     with process_group("cpu"):
         written, other = state(seed=0), state(seed=1)
@@ -124,8 +126,8 @@ def test_a_damaged_checkpoint_is_passed_over(harm: str, tmp_path: Path) -> None:
             shard.write_bytes(content)
         elif harm == "remove":
             shard.unlink()
-        elif harm == "marker":
-            (newest / MARKER).write_text("{")
+        elif harm.startswith("marker "):
+            (newest / MARKER).write_text(harm.removeprefix("marker "))
         else:
             (newest / ".metadata").write_bytes(b"")
         with pytest.warns(UserWarning, match="0000000010 is damaged .* using the checkpoint before it"):
@@ -176,6 +178,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         adam = state()
         save(tmp_path, 5, adam, "another_run")
         with pytest.raises(GopherError, match=f"belongs to run another_run, not to {RUN.key}"):
+            restore(tmp_path, adam, RUN.key)
+
+
+def test_a_checkpoint_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    """It is no damaged one: going back to the one before it would lose steps."""
+    with process_group("cpu"):
+        adam = state()
+        save(tmp_path, 5, adam, RUN.key)
+        newer = save(tmp_path, 10, adam, RUN.key) / MARKER
+        newer.write_text(json.dumps(json.loads(newer.read_text()) | {"format": 9, "new": 1}))
+        with pytest.raises(
+            UsageError, match="has checkpoint format 9, this version reads 1; use the version that wrote"
+        ):
             restore(tmp_path, adam, RUN.key)
 
 

@@ -121,6 +121,39 @@ def test_a_damaged_spec_says_what_to_do(tmp_path: Path, text: str) -> None:
         RunFolder(tmp_path).spec()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", r"spec.json: RunSpec is \[\]; give a mapping of fields"),
+        ('{"seeds": 1}', r"spec.json: RunSpec has no field 'seeds'; did you mean 'seed'"),
+        ("[" * 100_000, r"spec.json is damaged \(.*recursion"),
+    ],
+)
+def test_a_spec_of_other_contents_names_its_file(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "spec.json").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        RunFolder(tmp_path).spec()
+
+
+def test_a_folder_is_no_spec(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").mkdir()
+    with pytest.raises(UsageError, match=r"spec.json cannot be read \(Is a directory\)"):
+        RunFolder(tmp_path).spec()
+
+
+def test_lines_that_are_no_records_are_left_out_and_told(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "run")
+    folder.log(1, {"a": 1.0})
+    folder.event("warning", 1, "a sentence")
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with open(folder.path / name, "a") as file:
+            file.write('5\n[1]\n{"kind": "skip"}\n\n')
+    with pytest.warns(UserWarning, match="metrics.jsonl line 4 cannot be read and is left out"):
+        assert folder.metrics() == {"a": {1: 1.0}}
+    with pytest.warns(UserWarning, match="events.jsonl line 2 cannot be read and is left out"):
+        assert [e["sentence"] for e in folder.events()] == ["a sentence"]
+
+
 def hold_and_wait(path: Path, ready: "multiprocessing.synchronize.Event") -> None:
     with RunFolder(path).held():
         ready.set()

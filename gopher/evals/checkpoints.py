@@ -91,8 +91,8 @@ def at_home(checkpoint: Checkpoint, output_root: Path) -> Checkpoint:
 
 def saved(run_folder: Path, spec: RunSpec, path: Path) -> Checkpoint:
     marker = read_marker(path)
-    sha256 = weights_hash(spec, marker)
-    return Checkpoint(run_folder=run_folder, spec=spec, step=int(marker["step"]), sha256=sha256, saved=True)
+    sha256 = weights_hash(spec, marker.files)
+    return Checkpoint(run_folder=run_folder, spec=spec, step=marker.step, sha256=sha256, saved=True)
 
 
 def untrained(run_folder: Path, spec: RunSpec) -> Checkpoint:
