@@ -127,6 +127,7 @@ class DataSpec:
             0 < self.validation_fraction < 0.5,
             f"data.validation_fraction is {self.validation_fraction}; give a share between 0 and 0.5",
         )
+        require(self.max_epochs > 0, f"data.max_epochs is {self.max_epochs}; give a positive number")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -153,7 +154,9 @@ class OptimSpec:
     kind: str = newer("adam")  # adam | muon: Muon for the linear maps of the blocks, Adam for the rest
 
     def __post_init__(self) -> None:
-        require(0 < self.lr <= 1e30, f"optim.lr is {self.lr:g}; give a positive learning rate that float32 can hold")
+        require(
+            1e-30 <= self.lr <= 1e30, f"optim.lr is {self.lr:g}; give a positive learning rate that float32 can hold"
+        )
         require(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
             f"optim.beta1/beta2 are {self.beta1}/{self.beta2}; give values in [0, 1)",
@@ -163,8 +166,9 @@ class OptimSpec:
             0 < self.final_lr_fraction <= 1,
             f"optim.final_lr_fraction is {self.final_lr_fraction}; give a value in (0, 1]",
         )
-        require(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; give a positive norm")
-        require(self.eps > 0, f"optim.eps is {self.eps}; give a positive number")
+        for name in ("clip_norm", "eps"):  # below, float32 has no number and nothing would be learnt
+            value = getattr(self, name)
+            require(value >= 1e-30, f"optim.{name} is {value:g}; give a positive number that float32 can hold")
         require(
             0 <= self.warmup_start_lr <= self.lr,
             f"optim.warmup_start_lr is {self.warmup_start_lr:g} and optim.lr {self.lr:g}; start at 0 or more and no higher than that",
@@ -265,6 +269,10 @@ class RunSpec:
         require(
             self.tokens >= self.batch_tokens(0),
             f"tokens is {self.tokens}, less than one batch of {self.batch_tokens(0)}; raise tokens",
+        )
+        require(
+            self.steps < 2**31,
+            f"tokens is {self.tokens}, which takes {self.steps} steps; lower it or raise batch.sequences, for fewer than 2^31",
         )
         require(
             self.optim.warmup_steps < self.steps,
@@ -380,6 +388,14 @@ class Placement:
             f"placement.workers is {self.workers}, not a multiple of placement.tensor_parallel={self.tensor_parallel}; "
             "give whole groups of workers",
         )
+
+
+def check_version(run: RunSpec) -> None:
+    """Refuse to compute what another version of the project planned: the same fields may mean other numbers."""
+    require(
+        run.version == SPEC_VERSION,
+        f"the run was planned as version {run.version} and this is version {SPEC_VERSION}, whose runs have other keys; launch the sweep again",
+    )
 
 
 def check_shares(run: RunSpec, placement: Placement, world: int) -> None:

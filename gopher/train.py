@@ -26,7 +26,7 @@ from gopher.model import Transformer, initialise
 from gopher.optim import Adam, clip_scale, learning_rate, optimizer_of
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, RUNNING, STOPPED, RunFolder, RunState
 from gopher.shard import build, mesh_of, on_device, parts, process_group, sync_gradients
-from gopher.spec import Placement, RunSpec, check_shares
+from gopher.spec import Placement, RunSpec, check_shares, check_version
 from gopher.stability import Trouble, Watch, plan, skipped_before, skips_of
 from gopher.validation import evaluate, untrusted
 
@@ -52,6 +52,7 @@ def train(
         return before
     journal = Journal(folder, rank, before)
     try:
+        check_version(run)
         check_shares(run, placement, world)
         torch.set_num_threads(placement.threads_per_worker)
         if rank == 0:

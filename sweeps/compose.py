@@ -20,6 +20,7 @@ FREE_FORM = ("axes", "columns", "data.weights", "extra_seeds", "pinned", "target
 # the only text with ${ in it that is let through: a reference to another key. Resolvers read the environment or run code of plug-ins.
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")
+MAY_BE_EMPTY = ("where",)
 FROM_ENVIRONMENT = (
     "tracking.uri",
 )  # may hold a password, which a command line would show to every user of the machine
@@ -114,6 +115,8 @@ def check_override(override: str) -> None:
         raise UsageError(
             f"{bare} is a setting of Hydra itself, which is fixed; `gopher plan --cfg` shows what can be set"
         )
+    if override == f"{key}=" and bare not in MAY_BE_EMPTY:  # as a shell leaves it behind for a variable that is not set
+        raise UsageError(f"{bare} is given without a value; leave it out, or give one (null where it may be none)")
     check_text(bare, value)
 
 

@@ -38,6 +38,8 @@ def session():  # type: ignore[no-untyped-def]
         ("extra_seeds.54k=[1]", "write 'extra_seeds={54k: [1]}'"),
         ("tracking.uri=http://a/b?x=y", "quote the value: 'tracking.uri=\"...\"'"),
         ("optim.lr=1,2", "write axes.optim.lr=[...]"),
+        ("parent=", "parent is given without a value; leave it out, or give one (null where it may be none)"),
+        ("+chat.draft=", "chat.draft is given without a value"),
     ],
 )
 def test_mistakes_are_one_sentence_with_the_cure(override: str, words: str) -> None:

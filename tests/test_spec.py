@@ -16,6 +16,7 @@ from gopher.spec import (
     Placement,
     PrecisionSpec,
     RunSpec,
+    SubsetSpec,
     TokenizerSpec,
     check_shares,
 )
@@ -100,8 +101,14 @@ def test_contradictions_between_sections_are_refused() -> None:
         dataclasses.replace(spec, optim=dataclasses.replace(spec.optim, warmup_steps=10_000))
     with pytest.raises(UsageError, match="stochastic_rounding"):
         PrecisionSpec(parameters="bfloat16")
+    with pytest.raises(UsageError, match="which takes 1000000000000000 steps; lower it"):
+        dataclasses.replace(spec, tokens=spec.batch_tokens(0) * 10**15)
     with pytest.raises(UsageError, match="no subsets"):
         DataSpec(kind="local", subsets=())
+    with pytest.raises(UsageError, match="data.max_epochs is -1; give a positive number"):
+        dataclasses.replace(spec.data, max_epochs=-1)
+    with pytest.raises(UsageError, match="weights whose sum is inf"):
+        DataSpec(kind="local", subsets=(SubsetSpec(name="a", weight=1e308), SubsetSpec(name="b", weight=1e308)))
     with pytest.raises(UsageError, match="placement.workers"):
         Placement(data_dir="x", workers=0)
     with pytest.raises(UsageError, match="did you mean 'triton'"):
@@ -114,10 +121,19 @@ def test_a_batch_cannot_double_before_its_first_token(value: int) -> None:
         BatchSpec(sequences=8, double_at_tokens=value)
 
 
-@pytest.mark.parametrize(("change", "words"), [({"eps": -1.0}, "optim.eps"), ({"warmup_start_lr": -1.0}, "start_lr")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"eps": -1.0}, "optim.eps"),
+        ({"eps": 1e-60}, "optim.eps is 1e-60; give a positive number that float32 can hold"),
+        ({"clip_norm": 1e-60}, "optim.clip_norm is 1e-60"),
+        ({"lr": 1e-60, "warmup_start_lr": 0.0}, "optim.lr is 1e-60"),
+        ({"warmup_start_lr": -1.0}, "start_lr"),
+    ],
+)
 def test_rates_that_cannot_be_are_refused(change: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        OptimSpec(lr=1e-2, **change)
+        OptimSpec(**{"lr": 1e-2, **change})
 
 
 def test_muon_wants_one_rank() -> None:
