@@ -11,7 +11,8 @@ from distributed import on_ranks
 from studies import demo_spec, stop_at
 from training import drill, kinds, numbers, run_in, spoil_after
 
-from gopher.errors import GopherError
+from gopher.checkpoint import Saver, notes_of
+from gopher.errors import GopherError, UsageError
 from gopher.optim import Adam
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
 from gopher.spec import DataSpec
@@ -26,6 +27,16 @@ def test_a_fault_that_does_not_come_back_costs_no_bit(
     assert train(folder).state == FINISHED
     assert numbers(folder) == numbers(finished)
     assert kinds(folder) == [("rewind", step)]
+    usual, undisturbed = (notes_of(f.checkpoints, 20) for f in (folder, finished))  # what later spikes are called by
+    assert usual == undisturbed and len(usual["watch"]["usual"]) == 20
+
+
+def test_a_stop_is_not_lost_on_the_way_back(shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path) -> None:
+    """Asked for once, at the very step that could not be trusted."""
+    folder = drill(run_in(tmp_path / "run", shards), {"step": 7, "fault": "nan"})
+    state = train(folder, should_stop=stop_at(7))
+    assert (state.state, state.step) == (STOPPED, 5)
+    assert train(folder).state == FINISHED and numbers(folder) == numbers(finished)
 
 
 def test_a_batch_that_is_bad_for_good_is_passed_over(
@@ -80,7 +91,7 @@ def test_a_spike_is_called_at_the_same_step_after_any_resume(
     assert kinds(folder) == kinds(spiked) and numbers(folder) == numbers(spiked)
 
 
-@pytest.mark.parametrize("step", [None, 3, 12, 14])  # 14: known at the checkpoint of step 15
+@pytest.mark.parametrize("step", [None, 3, 9, 12, 14])  # 9, 14: known at an evaluation, at a checkpoint
 def test_sums_that_are_read_late_change_nothing(
     shards: tuple[DataSpec, Path],
     finished: RunFolder,
@@ -100,10 +111,19 @@ def test_sums_that_are_read_late_change_nothing(
         update(self, step, rate, scale)
 
     monkeypatch.setattr(Adam, "step", spied)
-    folder = run_in(tmp_path / "run", shards, {"log_every_steps": 4, "checkpoints": "async"})
+    saved, save = [], Saver.save
+
+    def spied_save(self: Saver, step: int, notes: dict) -> None:
+        saved.append(step)
+        save(self, step, notes)
+
+    monkeypatch.setattr(Saver, "save", spied_save)
+    folder = run_in(
+        tmp_path / "run", shards, {"log_every_steps": 4, "checkpoints": "async", "checkpoint_every_steps": 15}
+    )
     if step is not None:
         drill(folder, {"step": step, "fault": "nan"})
-    state = train(folder, should_stop=stop_at(8))
+    state = train(folder, should_stop=stop_at(6))
     assert (state.state, state.cause) == (STOPPED, ASKED)
     assert train(folder).state == FINISHED
     undisturbed = numbers(finished)["train/loss"]
@@ -113,6 +133,9 @@ def test_sums_that_are_read_late_change_nothing(
     assert numbers(folder)["val/loss"] == numbers(finished)["val/loss"]
     assert kinds(folder) == ([] if step is None else [("rewind", step)])
     assert sum(map(math.isnan, scales)) == len(kinds(folder))
+    evaluated = [line["step"] for line in folder.metric_lines() if "val/loss" in line["metrics"]]
+    right_behind = {9: evaluated.count(10), 14: saved.count(15)}
+    assert right_behind.get(step or 0, 1) == 1  # of the replay alone
 
 
 @pytest.mark.parametrize("spoiled", [5, 15])
@@ -126,6 +149,16 @@ def test_a_spoiled_checkpoint_is_left_behind(
     before = spoiled - 5
     assert kinds(folder) == [("rewind", spoiled), ("skip", before)] and folder.events()[0]["to"] == spoiled
     assert len(numbers(folder)["train/loss"]) == 20
+
+
+def test_a_course_that_was_given_up_leaves_no_checkpoint(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart would take it for the newest."""
+    spoil_after(15, monkeypatch)
+    folder = run_in(tmp_path / "run", shards)
+    train(folder, should_stop=lambda: ASKED if ("skip", 10) in kinds(folder) else None)
+    assert [int(p.name) for p in sorted(folder.checkpoints.iterdir())] == [10, 11]
 
 
 def test_a_bad_evaluation_that_does_not_come_back_costs_no_bit(
@@ -168,6 +201,24 @@ def test_an_evaluation_that_is_no_number_ends_no_run_well(shards: tuple[DataSpec
     assert state is not None and state.state == FAILED and not list(folder.checkpoints.glob("0*"))
     assert list(numbers(folder)["val/loss"]) == [0] and "final/val_loss" not in folder.metrics()
     assert "NaN" not in (folder.path / "state.json").read_text() + (folder.path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "drill.json is no JSON"),
+        ("5", "drill.json is 5; give a list"),
+        ('[{"fault": "kil"}]', "names the fault 'kil'; use one of nan, spike, hang, kill, preempt"),
+        ('[{"fault": "nan", "stp": 3}]', r"drill.json\[0\] has no field 'stp'; did you mean 'step'"),
+    ],
+)
+def test_a_drill_that_cannot_be_read_is_refused(
+    shards: tuple[DataSpec, Path], tmp_path: Path, text: str, words: str
+) -> None:
+    folder = run_in(tmp_path / "run", shards)
+    (folder.path / "drill.json").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        train(folder)
 
 
 def stop_and_go(rank: int, path: Path) -> None:
