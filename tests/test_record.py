@@ -141,14 +141,15 @@ def test_a_folder_is_no_spec(tmp_path: Path) -> None:
         RunFolder(tmp_path).spec()
 
 
-def test_lines_that_are_no_records_are_left_out_and_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["5", "[1]", '{"kind": "skip"}', "{"])
+def test_lines_that_are_no_records_are_left_out_and_told(tmp_path: Path, line: str) -> None:
     folder = new_folder(tmp_path / "run")
     folder.log(1, {"a": 1.0})
     folder.event("warning", 1, "a sentence")
     for name in ("metrics.jsonl", "events.jsonl"):
         with open(folder.path / name, "a") as file:
-            file.write('5\n[1]\n{"kind": "skip"}\n\n')
-    with pytest.warns(UserWarning, match="metrics.jsonl line 4 cannot be read and is left out"):
+            file.write(line + "\n\n")
+    with pytest.warns(UserWarning, match="metrics.jsonl line 2 cannot be read and is left out"):
         assert folder.metrics() == {"a": {1: 1.0}}
     with pytest.warns(UserWarning, match="events.jsonl line 2 cannot be read and is left out"):
         assert [e["sentence"] for e in folder.events()] == ["a sentence"]
