@@ -86,8 +86,15 @@ def plan(events: Sequence[Mapping[str, Any]], step: int, spike: bool) -> Plan:
 
 
 def skips_of(events: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, int], ...]:
-    """(step, sequences) of every skip: from that step on, so many sequences of the order are passed over."""
-    return tuple((int(e["step"]), int(e["sequences"])) for e in events if e["kind"] == "skip")
+    """(step, sequences) of every skip: from that step on, so many sequences of the order are passed over.
+
+    One that begins at an earlier step than those before it has passed over what they had.
+    """
+    skips: list[tuple[int, int]] = []
+    for event in events:
+        if event["kind"] == "skip":
+            skips = [s for s in skips if s[0] <= event["step"]] + [(event["step"], event["sequences"])]
+    return tuple(skips)
 
 
 def skipped_before(skips: Sequence[tuple[int, int]], step: int) -> int:

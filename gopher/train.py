@@ -32,10 +32,7 @@ from gopher.validation import evaluate, untrusted
 
 LOGGED_ROWS = 250  # at most about this many rows per run, however long it is
 LAG_STEPS = {"cpu": 0, "cuda": 1}  # how late the host reads a step's sums
-STOPS = {
-    ASKED: "asked to stop; the run resumes from its checkpoint",
-    PREEMPTED: "its place was taken away; the run resumes from its checkpoint",
-}
+STOPS = {ASKED: "asked to stop", PREEMPTED: "its place was taken away"}
 
 
 def train(
@@ -97,7 +94,7 @@ def train_steps(
         regular = step > 0 and step % placement.checkpoint_every_steps == 0
         return regular or step == run.steps or step in saver.named
 
-    saved = step or -1  # of a run that begins nothing is saved
+    saved: int | None = step or None  # of a run that begins nothing is
     trouble: Trouble | None = None
     journal.start(step)
 
@@ -125,7 +122,8 @@ def train_steps(
             if saved != step:
                 saved = save(saver, step, run, saved, journal, pulse)
             publish(saver, journal)
-            return journal.state(STOPPED, saved, reason=STOPS[stop], cause=stop)
+            back = checkpoint.newest_step(folder.checkpoints)  # an earlier one where the disk is full
+            return journal.state(STOPPED, back, reason=f"{STOPS[stop]}; the run resumes from step {back}", cause=stop)
 
         # ---- forward and backward over this rank's micro-batches
         began = time.perf_counter()
@@ -243,18 +241,25 @@ class Pulse:
     def hear(self, keep: int) -> Trouble | None:
         """Read all but the last `keep` steps, up to the first that cannot be trusted: why not."""
         while len(self._sent) > keep:
-            self.step, host, arrived = self._sent.popleft()
-            if arrived is not None:
-                arrived.synchronize()
-            nats, squared_norm, people, notices, written = host.tolist()
-            self.stop = ASKED if people else PREEMPTED if notices else self.stop
-            self.written = self.written or written == self._world
+            self.step, nats, squared_norm = self._next()
             # Rounded to float32, so that the order in which ranks were added up (1e-16) does not show.
             numbers = torch.tensor([nats / self._run.batch_tokens(self.step), math.sqrt(squared_norm)])
             self.loss, self.norm = numbers.tolist()
             if trouble := self.watch.trouble(self.loss, self.norm):
+                while self._sent:  # steps that will be done again; what they tell of stops holds
+                    self._next()
                 return trouble
         return None
+
+    def _next(self) -> tuple[int, float, float]:
+        """The oldest step not yet read, its nats and squared norm."""
+        step, host, arrived = self._sent.popleft()
+        if arrived is not None:
+            arrived.synchronize()
+        nats, squared_norm, people, notices, written = host.tolist()
+        self.stop = ASKED if people else PREEMPTED if notices else self.stop
+        self.written = self.written or written == self._world
+        return step, nats, squared_norm
 
 
 # ---- checkpoints and the way back
@@ -265,7 +270,9 @@ def watch_at(folder: RunFolder, step: int) -> Watch:
     return Watch(**checkpoint.notes_of(folder.checkpoints, step).get("watch", {}))
 
 
-def save(saver: checkpoint.Saver, step: int, run: RunSpec, saved: int, journal: Journal, pulse: Pulse) -> int:
+def save(
+    saver: checkpoint.Saver, step: int, run: RunSpec, saved: int | None, journal: Journal, pulse: Pulse
+) -> int | None:
     """Step of the newest checkpoint: `step`, or `saved` with a warning when it could not be written before the end."""
     try:
         saver.save(step, {"watch": pulse.watch.state()})
@@ -308,7 +315,8 @@ def rewind(
         raise GopherError(
             f"the run has {trouble.sentence} before its first step; inspect its validation text, and its parent if it has one"
         )
-    what = plan(journal.events(), step, spike=trouble.spike)
+    events = journal.events()
+    what = plan(events, step, spike=trouble.spike)
     if what.hopeless:
         raise GopherError(
             f"step {step + 1} has {trouble.sentence} and {what.hopeless}; lower optim.lr (now {run.optim.lr:g}) or inspect the data"
@@ -318,7 +326,9 @@ def rewind(
         start_over(model, adam, run, folder.placement())
     checkpoint.drop_after(folder.checkpoints, back)
     if what.skip:
-        passed = run.sequences_before(step + 1) - run.sequences_before(back)
+        skips = skips_of(events)
+        end = run.sequences_before(step + 1) + skipped_before(skips, step)
+        passed = end - run.sequences_before(back) - skipped_before(skips, back)
         sentence = f"the batches of steps {back + 1} to {step + 1} gave {trouble.sentence} twice and are passed over"
         journal.event("skip", back, sentence, sequences=passed)
     else:

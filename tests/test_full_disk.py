@@ -10,6 +10,7 @@ from studies import disk_of, stop_at
 from training import kinds, numbers, run_in
 
 from gopher.errors import GopherError
+from gopher.marker import read_marker
 from gopher.record import ASKED, FINISHED, PREEMPTED, STOPPED, RunFolder
 from gopher.spec import DataSpec
 from gopher.train import train
@@ -40,6 +41,20 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
     filler.unlink()
     assert train(folder).state == FINISHED
     assert numbers(folder) == numbers(finished)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint of step")
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_stop_without_room_for_a_checkpoint_says_where_the_run_resumes(
+    shards: tuple[DataSpec, Path], finished: RunFolder, small_disk: Path, mode: str
+) -> None:
+    filler = small_disk / "filler"
+    folder = run_in(small_disk / "run", shards, {"checkpoints": mode, "checkpoint_every_steps": 100})
+    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 60_000))
+    state = train(folder, should_stop=stop_at(3))
+    assert (state.state, state.step, state.reason) == (STOPPED, 0, "asked to stop; the run resumes from step 0")
+    filler.unlink()
+    assert train(folder).state == FINISHED and numbers(folder) == numbers(finished)
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint of step", "ignore:the record in")
@@ -77,6 +92,20 @@ def fill(path: Path) -> None:
     with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
         while True:
             file.write(b"x" * 4096)
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged")
+@pytest.mark.parametrize("marker", ["{", None])
+def test_a_damaged_checkpoint_of_step_0_is_written_again(
+    shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path, marker: str | None
+) -> None:
+    folder = run_in(tmp_path / "run", shards, {"named_checkpoints": "log", "checkpoint_every_steps": 100})
+    train(folder, should_stop=stop_at(0))
+    shutil.rmtree(folder.checkpoints / "0000000001")
+    first = folder.checkpoints / "0000000000" / "complete.json"
+    first.write_text(marker) if marker else first.unlink()
+    assert train(folder).state == FINISHED and numbers(folder) == numbers(finished)
+    assert read_marker(first.parent).named
 
 
 @pytest.mark.filterwarnings("ignore:.* is damaged")

@@ -56,6 +56,12 @@ def test_the_same_batches_are_tried_once_more_and_then_passed_over() -> None:
     assert plan([{"kind": "warning", "step": 40}], 40, spike=False).skip is False
 
 
+def test_a_skip_takes_in_those_that_stood_behind_its_beginning() -> None:
+    events = [{"kind": "skip", "step": step, "sequences": n} for step, n in ((10, 48), (20, 16), (20, 32), (5, 144))]
+    assert skips_of(events[:3]) == ((10, 48), (20, 16), (20, 32)) and skips_of(events) == ((5, 144),)
+    assert skipped_before(skips_of(events[:3]), 20) == 96
+
+
 def test_a_checkpoint_that_gives_trouble_at_once_is_left_behind() -> None:
     """Once may be the step's own fault; twice, the checkpoint itself is doubted."""
     back = {"kind": "rewind", "step": 15, "to": 15}

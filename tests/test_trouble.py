@@ -16,6 +16,7 @@ from gopher.errors import GopherError, UsageError
 from gopher.optim import Adam
 from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
 from gopher.spec import DataSpec
+from gopher.stability import skipped_before, skips_of
 from gopher.train import LAG_STEPS, train
 
 
@@ -56,6 +57,26 @@ def test_a_batch_that_is_bad_for_good_is_passed_over(
     assert numbers(again) == numbers(folder)
 
 
+@pytest.mark.parametrize("bad", [(200, 210), (200, 210, 360, 420)])
+def test_batches_that_were_passed_over_stay_so(
+    shards: tuple[DataSpec, Path], tmp_path: Path, bad: tuple[int, ...]
+) -> None:
+    """Also where the second is found right behind the first, and the way back leads to before the first."""
+    faults = ({"sequence": s, "fault": "nan", "times": None} for s in bad)
+    folder = drill(run_in(tmp_path / "run", shards), *faults)
+    assert train(folder).state == FINISHED
+    run, events = folder.spec(), folder.events()
+    skips = skips_of(events)
+    taken = [run.sequences_before(s) + skipped_before(skips, s) for s in range(run.steps)]
+    read = {
+        at
+        for first, s in zip(taken, range(run.steps), strict=True)
+        for at in range(first, first + run.batch_sequences(s))
+    }
+    assert not read & set(bad) and len(read) == run.sequences_before(run.steps)
+    assert sum(kind == "skip" for kind, _ in kinds(folder)) == len(bad)
+
+
 LONG = 240 * 16 * 64  # tokens: a spike is called after a hundred steps
 
 
@@ -89,6 +110,16 @@ def test_a_spike_is_called_at_the_same_step_after_any_resume(
         assert train(folder, should_stop=lambda: ASKED if next(calls) in stops else None).state == STOPPED
     assert train(folder).state == FINISHED
     assert kinds(folder) == kinds(spiked) and numbers(folder) == numbers(spiked)
+
+
+def test_a_stop_told_with_late_sums_is_not_lost(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the step behind the one that could not be trusted."""
+    monkeypatch.setitem(LAG_STEPS, "cpu", 1)
+    folder = run_in(tmp_path / "run", shards, {"log_every_steps": 100})
+    state = train(drill(folder, {"step": 6, "fault": "nan"}), should_stop=stop_at(7))
+    assert (state.state, state.step, state.reason) == (STOPPED, 5, "asked to stop; the run resumes from step 5")
 
 
 @pytest.mark.parametrize("step", [None, 3, 9, 12, 14])  # 9, 14: known at an evaluation, at a checkpoint
