@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,16 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from gopher.errors import GopherError, UsageError
+from gopher.marker import MARKER, Marker, once_named, read_marker
 from gopher.model import Transformer
 from gopher.optim import Adam, Part
 from gopher.parent import find_parent
-from gopher.record import MARKER, RunFolder, once_named, write_atomic
+from gopher.record import RunFolder, write_atomic
 from gopher.shard import DTYPES, like
 from gopher.shard_files import load_into
 from gopher.spec import Placement, RunSpec, named_steps
-from gopher.spec_json import build
 from gopher.stability import SPIKE_MARGIN_STEPS
 
-FORMAT = 1
 Tell = Callable[[str], Any]
 
 
@@ -171,7 +170,7 @@ def drop_after(folder: Path, step: int) -> None:
     dist.barrier()
 
 
-def publish(folder: Path, step: int, marker: "Marker", before: Callable[[], None]) -> str | None:
+def publish(folder: Path, step: int, marker: Marker, before: Callable[[], None]) -> str | None:
     """Mark and rename a written checkpoint; None, or why it failed."""
     final, part = folder / f"{step:010d}", part_of(folder, step)
     try:
@@ -201,9 +200,8 @@ def restore(folder: Path, adam: Adam, run_key: str, latest: int | None = None, t
 
 
 def notes_of(folder: Path, step: int) -> dict[str, Any]:
-    """What `Saver.save` was given beside the state after `step` steps; nothing for step 0 without a checkpoint."""
-    path = folder / f"{step:010d}"
-    return read_marker(path).notes if path.exists() else {}
+    """What `Saver.save` was given beside the state after `step` steps; of step 0, which needs no checkpoint, nothing."""
+    return read_marker(folder / f"{step:010d}").notes if step else {}
 
 
 def adopt(path: Path, parts: Iterable[Part], parent: str) -> None:
@@ -265,7 +263,8 @@ def chosen(folder: Path, step: int | None) -> Path:
     if step not in kept:
         raise UsageError(f"{folder} has no checkpoint of step {step}; it has steps {kept}")
     if problem := damage(path):
-        raise UsageError(f"{path} is damaged ({problem}); choose another of the steps {kept}")
+        kept.remove(step)
+        raise UsageError(f"{path} is damaged ({problem}); choose another step (there are {kept})")
     return path
 
 
@@ -285,6 +284,11 @@ def newest_complete(folder: Path, latest: int | None = None, tell: Tell = warnin
             return path
         tell(f"{path} is damaged ({problems[0]}); using the checkpoint before it")
     return None
+
+
+def newest_step(folder: Path) -> int:
+    """Step of the newest published checkpoint, or 0."""
+    return max((int(path.name) for path in steps_in(folder)), default=0)
 
 
 def steps_in(folder: Path) -> list[Path]:
@@ -307,31 +311,6 @@ def damage(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as failure:
         return reason(failure)
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Marker:
-    """What `complete.json` says of a checkpoint."""
-
-    run: str  # key of the run that it belongs to
-    step: int
-    files: dict[str, Any]  # name -> bytes and SHA-256
-    notes: dict[str, Any] = field(default_factory=dict)  # see `Saver.save`
-    named: bool = False  # kept for ever
-    format: int = FORMAT
-
-
-def read_marker(path: Path) -> Marker:
-    """The marker in the checkpoint's folder. Raises `UsageError` for another version's, OSError or ValueError for a damaged one."""
-    found = json.loads((path / MARKER).read_text("utf-8"))
-    if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
-        raise UsageError(
-            f"{path} has checkpoint format {found['format']}, this version reads {FORMAT}; use the version that wrote it"
-        )
-    try:
-        return build(Marker, found, MARKER)
-    except UsageError as odd:
-        raise ValueError(str(odd)) from None
 
 
 # ---- files

@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 
 from gopher.cache import Reader
-from gopher.checkpoint import chosen, model_of, read_marker
+from gopher.checkpoint import chosen, model_of
 from gopher.errors import UsageError
+from gopher.marker import read_marker
 from gopher.parent import weights_hash
 from gopher.record import RunFolder
 from gopher.spec import RunSpec

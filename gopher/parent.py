@@ -1,13 +1,13 @@
 """The checkpoint that a run starts from: found by its folder, identified by what is in it."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gopher.errors import UsageError
 from gopher.identity import content_hash
-from gopher.record import MARKER, RunFolder
+from gopher.marker import MARKER, read_marker
+from gopher.record import RunFolder
 from gopher.spec import RunSpec
 
 
@@ -48,10 +48,11 @@ def find_parent(path: Path) -> Parent:
     marked = sorted(path.glob(f"checkpoints/[0-9]*/{MARKER}"))
     folder = (marked[-1].parent if marked else path).absolute()
     try:
-        marker = json.loads((folder / MARKER).read_text("utf-8"))
-        spec = RunFolder(folder.parents[1]).spec()
-        return Parent(folder=folder, spec=spec, key=weights_hash(spec, marker["files"])[:12])
-    except (OSError, ValueError, KeyError, TypeError):
+        marker = read_marker(folder)
+    except (OSError, ValueError) as error:
+        what = f"{folder}, which is damaged ({error})" if marked else f"{path}, which is no checkpoint"
         raise UsageError(
-            f"parent={path} is no checkpoint; name a run folder such as outputs/runs/<key>, or one of its checkpoints"
+            f"parent is {what}; name a run folder such as outputs/runs/<key>, or an intact one of its checkpoints"
         ) from None
+    spec = RunFolder(folder.parents[1]).spec()
+    return Parent(folder=folder, spec=spec, key=weights_hash(spec, marker.files)[:12])

@@ -11,7 +11,6 @@ runs/<key>/
     evals/            scores of checkpoints on tasks, see gopher.evals.scores
 """
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -19,7 +18,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from gopher.spec import Placement, RunSpec
 from gopher.spec_json import build, from_json, to_json
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
-MARKER = "complete.json"  # in a checkpoint's folder: what it is and the SHA-256 of its files
 ASKED, PREEMPTED = "asked", "preempted"  # why a run stopped: it waits for a person, or only for a place to run
 
 
@@ -111,6 +109,18 @@ class Held(SetupError):
     """Another process trains the run."""
 
 
+def is_metrics(line: Any) -> bool:
+    """Whether it is a line of metrics.jsonl."""
+    return isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("metrics"), dict)
+
+
+def is_event(line: Any) -> bool:
+    """Whether it is a line of events.jsonl; a skip says where and how much (see gopher.stability)."""
+    if not isinstance(line, dict) or not line.keys() >= {"kind", "step", "sentence"}:
+        return False
+    return line["kind"] != "skip" or (isinstance(line["step"], int) and isinstance(line.get("sequences"), int))
+
+
 Written = TypeVar("Written", RunSpec, Placement)
 
 
@@ -154,7 +164,7 @@ class RunFolder:
         return self._read(Placement, "placement.json")
 
     def provenance(self) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads(self._text("provenance.json"))
+        result: dict[str, Any] = json.loads(self._content("provenance.json"))
         return result
 
     def state(self) -> RunState | None:
@@ -163,7 +173,11 @@ class RunFolder:
             return build(RunState, json.loads((self.path / "state.json").read_text("utf-8")), "state.json")
         except FileNotFoundError:
             return None
-        except (ValueError, UsageError):  # a power cut, another version: metrics and checkpoints are other files
+        except (
+            ValueError,
+            RecursionError,
+            UsageError,
+        ):  # a power cut, another version: metrics and checkpoints are other files
             warnings.warn(f"{self.path / 'state.json'} cannot be read; the run counts as not begun", stacklevel=2)
             return None
 
@@ -238,7 +252,7 @@ class RunFolder:
 
     def events(self) -> list[dict[str, Any]]:
         """Whole events, oldest first."""
-        return self._lines("events.jsonl", {"kind", "step", "sentence"})
+        return self._lines("events.jsonl", is_event)
 
     def metrics(self) -> dict[str, dict[int, float | None]]:
         """metric -> {step: last logged value}, steps ascending."""
@@ -249,25 +263,26 @@ class RunFolder:
         return {name: dict(sorted(points.items())) for name, points in series.items()}
 
     def metric_lines(self) -> list[dict[str, Any]]:
-        return self._lines("metrics.jsonl", {"step", "metrics"})
+        return self._lines("metrics.jsonl", is_metrics)
 
-    def _lines(self, name: str, keys: set[str]) -> list[dict[str, Any]]:
-        """Whole lines that are mappings with these keys; others are warned of."""
+    def _lines(self, name: str, readable: Callable[[Any], bool]) -> list[dict[str, Any]]:
+        """Whole lines, without those that cannot be read, which are warned of."""
         try:
-            text = (self.path / name).read_text("utf-8")
+            lines = (self.path / name).read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
             return []
         found = []
-        for number, line in enumerate(text.split("\n")[:-1], 1):
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
             try:
-                content = json.loads(line) if line else None
-                readable = content is None or (isinstance(content, dict) and content.keys() >= keys)
-            except ValueError:
-                readable = False
-            if not readable:
-                warnings.warn(f"{self.path / name} line {number} cannot be read and is left out", stacklevel=3)
-            elif content is not None:
+                content = json.loads(line)
+            except (ValueError, RecursionError):
+                content = None
+            if readable(content):
                 found.append(content)
+            else:
+                warnings.warn(f"{self.path / name} line {number} cannot be read and is left out", stacklevel=3)
         return found
 
     def last(self, metric: str) -> float | None:
@@ -276,28 +291,18 @@ class RunFolder:
         return points[max(points)] if points else None
 
     def _read(self, kind: type[Written], name: str) -> Written:
-        text = self._text(name)
+        content = self._content(name)
         try:
-            return from_json(kind, text)
+            return from_json(kind, content)
         except (ValueError, RecursionError) as error:  # whoever launches the run writes what is missing
             raise UsageError(f"{self.path / name} is damaged ({error}); delete it and launch the run again") from None
         except UsageError as error:
             raise UsageError(f"{self.path / name}: {error}") from None
 
-    def _text(self, name: str) -> str:
+    def _content(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_text("utf-8")
+            return (self.path / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{self.path / name} does not exist; launch the run first or check the folder") from None
         except OSError as error:
             raise UsageError(f"{self.path / name} cannot be read ({error.strerror}); check the folder") from None
-
-
-def once_named(checkpoints: Path) -> frozenset[int]:
-    """Steps of checkpoints that were written to be kept for ever, whatever the placement says now."""
-    steps = set()
-    for marker in checkpoints.glob(f"[0-9]*/{MARKER}"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # a damaged one is none
-            if json.loads(marker.read_text("utf-8")).get("named"):
-                steps.add(int(marker.parent.name))
-    return frozenset(steps)

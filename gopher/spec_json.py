@@ -16,8 +16,8 @@ def to_json(spec: Any) -> str:
     return json.dumps(dataclasses.asdict(spec), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(kind: type[T], text: str) -> T:
-    """The spec of type `kind` written by `to_json`."""
+def from_json(kind: type[T], text: str | bytes) -> T:
+    """The spec of type `kind` written by `to_json`. Raises ValueError for what is no JSON, `UsageError` for other contents."""
     return build(kind, json.loads(text), kind.__name__)
 
 

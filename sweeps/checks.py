@@ -7,7 +7,6 @@ Nothing is started and nothing is changed; a server that does not answer costs a
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from gopher.errors import UsageError
+from gopher.marker import MARKER, read_marker
 from gopher.record import RunFolder
 from sweeps.machine import answers, usable_cpus
 from sweeps.redact import hide_secrets
@@ -231,7 +232,7 @@ def checkpoints(settings: Settings) -> Finding:
     broken, read, unread = [], 0, 0
     until = time.monotonic() + SUM_BUDGET_SECONDS
     markers = sorted(
-        (p for f in run_folders(settings) for p in sorted(f.checkpoints.glob("[0-9]*/complete.json"))[-1:]),
+        (p for f in run_folders(settings) for p in sorted(f.checkpoints.glob(f"[0-9]*/{MARKER}"))[-1:]),
         key=lambda p: -p.stat().st_mtime,
     )
     for marker in markers:
@@ -252,7 +253,7 @@ def fault_of(marker: Path, until: float) -> str | None:
     from hashlib import file_digest
 
     try:
-        files = json.loads(marker.read_text("utf-8"))["files"]
+        files = read_marker(marker.parent).files
         for name, mark in files.items():
             path = marker.parent / name
             if not path.is_file():
@@ -265,7 +266,7 @@ def fault_of(marker: Path, until: float) -> str | None:
             with open(marker.parent / name, "rb") as file:
                 if file_digest(file, "sha256").hexdigest() != mark["sha256"]:
                     return f"{name} has another SHA-256"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         return f"its marker cannot be read: {type(error).__name__}"
     return ""
 

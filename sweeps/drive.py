@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder, once_named
+from gopher.marker import once_named
+from gopher.record import FAILED, FINISHED, PREEMPTED, STOPPED, RunFolder
 from gopher.size import params_total, train_flops
 from gopher.spec import named_steps
 from sweeps import schedule

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import demo_spec, save
 
-from gopher.checkpoint import MARKER, behind_spikes, load_for_inference, newest_complete, restore, steps_in
+from gopher.checkpoint import behind_spikes, load_for_inference, newest_complete, restore, steps_in
 from gopher.errors import GopherError, UsageError
+from gopher.marker import MARKER
 from gopher.optim import Adam
 from gopher.record import RunFolder
 from gopher.shard import build, like, mesh_of, parts, process_group
@@ -192,6 +193,13 @@ def test_a_checkpoint_of_another_version_is_left_alone(tmp_path: Path) -> None:
             UsageError, match="has checkpoint format 9, this version reads 1; use the version that wrote"
         ):
             restore(tmp_path, adam, RUN.key)
+
+
+def test_fields_that_a_later_version_added_are_passed_over(tmp_path: Path) -> None:
+    with process_group("cpu"):
+        made = save(tmp_path, 5, state(), RUN.key)
+        (made / MARKER).write_text(json.dumps(json.loads((made / MARKER).read_text()) | {"later": 1}))
+        assert restore(tmp_path, state(seed=1), RUN.key) == 5
 
 
 def test_reading_runs_no_code(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> RunFolder:
     made.mkdir(parents=True)
     (made / "__0_0.distcp").write_bytes(b"weights")
     mark = {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
-    (made / "complete.json").write_text(json.dumps({"files": {"__0_0.distcp": mark}}))
+    (made / "complete.json").write_text(json.dumps({"run": "x", "step": 20, "files": {"__0_0.distcp": mark}}))
     return folder
 
 

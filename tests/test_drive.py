@@ -9,7 +9,8 @@ from studies import TINY, write_text
 
 from gopher.data import prepare
 from gopher.errors import GopherError, SetupError, UsageError
-from gopher.record import ASKED, FAILED, FINISHED, MARKER, PREEMPTED, QUEUED, RunFolder, RunState, write_atomic
+from gopher.marker import MARKER
+from gopher.record import ASKED, FAILED, FINISHED, PREEMPTED, QUEUED, RunFolder, RunState, write_atomic
 from gopher.train import train
 from sweeps import lease
 from sweeps.backends import BackendLost, DataJob, Job, ray_gang
@@ -223,7 +224,7 @@ def test_checkpoints_to_be_scored_must_be_kept(tiny: tuple[Study, Settings]) -> 
     check_steps(named, early)
     need = new_checkpoints(named[0], settings)
     kept = settings.run_dir(runs[0].spec.key) / "checkpoints" / "0000000004" / MARKER
-    write_atomic(kept, '{"named": true}')
+    write_atomic(kept, '{"run": "x", "step": 4, "files": {}, "named": true}')
     check_steps(runs, early)
     assert new_checkpoints(named[0], settings) == need - 1
 

@@ -64,7 +64,7 @@ def test_a_line_that_cannot_be_read_is_left_out_by_name(tmp_path: Path) -> None:
     folder.event("rewind", 1, "one")
     with open(folder.path / "events.jsonl", "a") as file:
         file.write('{"kind": "warn{"kind": "warning"}\n')
-    folder.event("skip", 2, "two")
+    folder.event("skip", 2, "two", sequences=16)
     with pytest.warns(UserWarning, match="events.jsonl line 2 cannot be read"):
         assert [e["kind"] for e in folder.events()] == ["rewind", "skip"]
 
@@ -114,9 +114,9 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
         RunFolder(tmp_path / "none").spec()
 
 
-@pytest.mark.parametrize("text", ['{"rung": "44', ""])
-def test_a_damaged_spec_says_what_to_do(tmp_path: Path, text: str) -> None:
-    (tmp_path / "spec.json").write_text(text)
+@pytest.mark.parametrize("content", [b'{"rung": "44', b"", b"\xff"])
+def test_a_damaged_spec_says_what_to_do(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "spec.json").write_bytes(content)
     with pytest.raises(UsageError, match=r"spec.json is damaged \(.*\); delete it and launch the run again"):
         RunFolder(tmp_path).spec()
 
@@ -141,14 +141,24 @@ def test_a_folder_is_no_spec(tmp_path: Path) -> None:
         RunFolder(tmp_path).spec()
 
 
-@pytest.mark.parametrize("line", ["5", "[1]", '{"kind": "skip"}', "{"])
-def test_lines_that_are_no_records_are_left_out_and_told(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"5",
+        b"[1]",
+        b'{"kind": "skip", "step": 3, "sentence": "", "sequences": "many", "metrics": 5}',
+        b"{",
+        b"\xff",
+        b"[" * 9999,
+    ],
+)
+def test_lines_that_are_no_records_are_left_out_and_told(tmp_path: Path, line: bytes) -> None:
     folder = new_folder(tmp_path / "run")
     folder.log(1, {"a": 1.0})
     folder.event("warning", 1, "a sentence")
     for name in ("metrics.jsonl", "events.jsonl"):
-        with open(folder.path / name, "a") as file:
-            file.write(line + "\n\n")
+        with open(folder.path / name, "ab") as file:
+            file.write(line + b"\n\n")
     with pytest.warns(UserWarning, match="metrics.jsonl line 2 cannot be read and is left out"):
         assert folder.metrics() == {"a": {1: 1.0}}
     with pytest.warns(UserWarning, match="events.jsonl line 2 cannot be read and is left out"):
