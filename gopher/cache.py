@@ -6,6 +6,7 @@ Work is laid out head first, (H, B, T, d_head), as in `gopher.attention`.
 """
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -247,11 +248,13 @@ def by_row(multiply: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def token_ids(ids: Sequence[int] | npt.NDArray[Any], vocab_size: int) -> npt.NDArray[np.int64]:
     """The ids of one text, int64 (T,). Raises `UsageError` for what is no integer or has no embedding."""
-    given = np.asarray(ids)
-    if given.size and (given.dtype.kind not in "iu" or given.ndim != 1):
-        raise UsageError(
-            f"token ids are {given.ndim}-dimensional {given.dtype}; give one list of integers for each text"
-        )
+    try:
+        given = np.asarray(ids)
+        integers = given.ndim == 1 and (given.dtype.kind in "iu" or not given.size)
+    except ValueError:  # lists of different lengths in it
+        integers = False
+    if not integers:
+        raise UsageError(f"token ids are {reprlib.repr(ids)}; give one list of integers for each text")
     if given.size and not 0 <= given.min() <= given.max() < vocab_size:
         worst = int(given.max() if given.min() >= 0 else given.min())
         raise UsageError(

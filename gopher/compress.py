@@ -71,6 +71,8 @@ def decompress(rung: Rung, coded: bytes) -> bytes:
         raise UsageError(
             f"the file was compressed by checkpoint {model.hex()} and this one is {rung.sha256[:16]}; use the same checkpoint"
         )
+    if not rows:
+        raise UsageError("the file says that it was coded in 0 rows, so it is damaged; restore it")
     tokens = np.zeros(n_tokens, np.int64)
     decoder = Decoder(coded[HEADER.size :])
     predictor = Predictor(rung, rows)

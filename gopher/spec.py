@@ -166,7 +166,7 @@ class OptimSpec:
             0 < self.final_lr_fraction <= 1,
             f"optim.final_lr_fraction is {self.final_lr_fraction}; give a value in (0, 1]",
         )
-        for name in ("clip_norm", "eps"):  # below, float32 has no number and nothing would be learnt
+        for name in ("clip_norm", "eps"):
             value = getattr(self, name)
             require(value >= 1e-30, f"optim.{name} is {value:g}; give a positive number that float32 can hold")
         require(

@@ -160,6 +160,7 @@ def settings_of(tree: dict[str, Any]) -> Settings:
     """The command's settings out of a composed config; the run's own keys are left to `sweeps.study`."""
     names = [f.name for f in fields(Settings)]
     settings = build(Settings, {k: tree[k] for k in names}, "config")
+    require(bool(settings.output_root.strip()), "output_root is empty; name a folder")
     if settings.root.exists() and not settings.root.is_dir():
         raise UsageError(f"output_root is {settings.output_root}, which is a file; name a folder")
     return settings

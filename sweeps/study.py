@@ -179,7 +179,7 @@ def planned_run(tree: dict[str, Any], texts: "Inputs") -> PlannedRun:
     text = texts.data_spec(tree["data"])
     tokenizer = build(TokenizerSpec, tree["tokenizer"], "tokenizer")
     tokenizer_key, data_key = texts.keys(text, tokenizer)
-    parent = texts.parent(tree["parent"]) if tree["parent"] else None
+    parent = texts.parent(tree["parent"]) if tree["parent"] is not None else None
     sections = {name: tree[name] for name in RUN_SECTIONS}
     fields = {
         "rung": tree["rung"],

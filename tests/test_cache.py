@@ -157,7 +157,7 @@ def test_foreign_token_ids_are_refused() -> None:
         token_ids([3, 40], 40)
     with pytest.raises(UsageError, match="token id -1 is outside"):
         token_ids(np.array([3, -1], np.int8), 40)
-    for odd in ([1.7], [True], ["1"], [[1, 2]], np.array([1.0]), [None]):
+    for odd in ([1.7], [True], ["1"], [[1, 2]], [[1], [2, 3]], np.array([1.0]), [None], [10**30]):
         with pytest.raises(UsageError, match="give one list of integers for each text"):
             token_ids(odd, 40)  # type: ignore[arg-type]
     assert token_ids(np.array([3, 39], np.uint16), 40).dtype == token_ids([], 40).dtype == np.int64

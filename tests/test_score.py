@@ -146,7 +146,7 @@ def test_wrong_requests_are_refused() -> None:
         (([1], [2] * 65), "continuation of 65 tokens, more than the window of 64"),
         (([1, 40], [2]), "token id 40 is outside the model's vocabulary of 40"),
         (([1], [77]), "token id 77 is outside"),
-        (([1], [2.5]), "token ids are 1-dimensional float64; give one list of integers"),
+        (([1], [2.5]), "token ids are .2.5.; give one list of integers"),
     ):
         with pytest.raises(UsageError, match=message) as caught:
             score(READER, [request])

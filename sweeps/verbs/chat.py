@@ -24,7 +24,7 @@ def run(compose: ComposeFn, overrides: Sequence[str]) -> int:
             return Path(word)
         return find_run(word, list(known_runs(settings.root)), lambda: load_study(compose, rest), settings).folder.path
 
-    folder, draft_folder = folder_of(word), folder_of(chat.draft) if chat.draft else None
+    folder, draft_folder = folder_of(word), folder_of(chat.draft) if chat.draft is not None else None
 
     from gopher.completion import Draft, check_same_tokens
     from gopher.dialogue import Dialogue
