@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from gopher.errors import GopherError, UsageError
-from gopher.marker import MARKER, Marker, once_named, read_marker
+from gopher.marker import MARKER, Marker, once_named, read_marker, steps_in
 from gopher.model import Transformer
 from gopher.optim import Adam, Part
 from gopher.parent import find_parent
@@ -64,6 +64,7 @@ class Saver:
         self.named = named_steps(placement, steps) | gather(once_named(folder))[0]  # also after a rewind
         self._thread = ThreadPoolExecutor(max_workers=1) if placement.checkpoints == "async" else None
         self._group = dist.new_group(backend="gloo") if self._thread else None
+        self.newest = 0  # step of the newest whole checkpoint of this course, for the caller to set where one is loaded
         self._writing: tuple[int, dict[str, Any], Future[Written]] | None = None
 
     def save(self, step: int, notes: dict[str, Any]) -> None:
@@ -114,8 +115,9 @@ class Saver:
                 f"the checkpoint of step {step} could not be written to {folder} ({errors[0]}); older checkpoints are kept, "
                 "free some space there and start the run again"
             )
+        self.newest = step
         if first:
-            passing = [int(path.name) for path in steps_in(folder) if int(path.name) not in self.named]
+            passing = [s for s in (int(p.name) for p in steps_in(folder)) if s <= step and s not in self.named]
             for old in set(passing[: -self._keep]) - {step, behind_spikes(passing)}:
                 shutil.rmtree(folder / f"{old:010d}", ignore_errors=True)
 
@@ -264,7 +266,8 @@ def chosen(folder: Path, step: int | None) -> Path:
         raise UsageError(f"{folder} has no checkpoint of step {step}; it has steps {kept}")
     if problem := damage(path):
         kept.remove(step)
-        raise UsageError(f"{path} is damaged ({problem}); choose another step (there are {kept})")
+        cure = f"choose another of the steps {kept}" if kept else "restore it, or train the run again"
+        raise UsageError(f"{path} is damaged ({problem}); {cure}")
     return path
 
 
@@ -284,16 +287,6 @@ def newest_complete(folder: Path, latest: int | None = None, tell: Tell = warnin
             return path
         tell(f"{path} is damaged ({problems[0]}); using the checkpoint before it")
     return None
-
-
-def newest_step(folder: Path) -> int:
-    """Step of the newest published checkpoint, or 0."""
-    return max((int(path.name) for path in steps_in(folder)), default=0)
-
-
-def steps_in(folder: Path) -> list[Path]:
-    """Published checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
 
 
 def damage(path: Path) -> str | None:

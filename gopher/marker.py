@@ -19,9 +19,7 @@ class Marker:
     files: dict[str, Any]  # name -> bytes and SHA-256
     notes: dict[str, Any] = field(default_factory=dict)  # see `gopher.checkpoint.Saver.save`
     named: bool = False  # kept for ever
-    format: int = (
-        FORMAT  # raised when older versions would read it wrongly; fields that they do not know they pass over
-    )
+    format: int = FORMAT  # raised when older versions would read it wrongly; unknown fields they pass over
 
 
 def read_marker(folder: Path) -> Marker:
@@ -42,11 +40,16 @@ def read_marker(folder: Path) -> Marker:
         raise ValueError(str(odd)) from None
 
 
+def steps_in(checkpoints: Path) -> list[Path]:
+    """Folders of published checkpoints, whole or damaged since, oldest first."""
+    return sorted(p for p in checkpoints.glob("[0-9]*") if p.name.isdigit() and p.is_dir())
+
+
 def once_named(checkpoints: Path) -> frozenset[int]:
     """Steps of checkpoints that were written to be kept for ever, whatever the placement says now."""
     steps = set()
-    for marked in checkpoints.glob(f"[0-9]*/{MARKER}"):
+    for folder in steps_in(checkpoints):
         with contextlib.suppress(OSError, ValueError, UsageError):  # a damaged one is none
-            if read_marker(marked.parent).named:
-                steps.add(int(marked.parent.name))
+            if read_marker(folder).named:
+                steps.add(int(folder.name))
     return frozenset(steps)

@@ -6,7 +6,7 @@ from typing import Any
 
 from gopher.errors import UsageError
 from gopher.identity import content_hash
-from gopher.marker import MARKER, read_marker
+from gopher.marker import MARKER, read_marker, steps_in
 from gopher.record import RunFolder
 from gopher.spec import RunSpec
 
@@ -45,12 +45,13 @@ def weights_hash(spec: RunSpec, files: dict[str, Any]) -> str:
 
 def find_parent(path: Path) -> Parent:
     """The checkpoint at `path`: a checkpoint's folder, or a run's folder (its newest). Raises `UsageError`."""
-    marked = sorted(path.glob(f"checkpoints/[0-9]*/{MARKER}"))
-    folder = (marked[-1].parent if marked else path).absolute()
+    folder, known = path.absolute(), False
     try:
+        folder = next((p for p in reversed(steps_in(folder / "checkpoints")) if (p / MARKER).exists()), folder)
+        known = (folder / MARKER).exists()
         marker = read_marker(folder)
     except (OSError, ValueError) as error:
-        what = f"{folder}, which is damaged ({error})" if marked else f"{path}, which is no checkpoint"
+        what = f"{folder}, which is damaged ({error})" if known else f"{path}, which is no checkpoint"
         raise UsageError(
             f"parent is {what}; name a run folder such as outputs/runs/<key>, or an intact one of its checkpoints"
         ) from None

@@ -1,7 +1,8 @@
 """One training run, read top to bottom in the order it happens.
 
 The numbers depend on the spec alone: batch `s` is sequences `sequences_before(s)`.. of a fixed order, cut into
-micro-batches that ranks share out; gradients are sums over micro-batches; resuming repeats the same bits.
+micro-batches that ranks share out; gradients are sums over micro-batches; resuming repeats the same bits. Only how many
+batches are passed over with one that is bad for good depends on where checkpoints are.
 """
 
 import contextlib
@@ -82,7 +83,7 @@ def train_steps(
     adam = optimizer_of(parts(model), run)
     saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps, journal.sync)
     ends.callback(saver.close)
-    step = checkpoint.restore(folder.checkpoints, adam, run.key, tell=journal.warn)
+    step = saver.newest = checkpoint.restore(folder.checkpoints, adam, run.key, tell=journal.warn)
     if step == 0:
         inherit(model, run, placement)
     skips = skips_of(journal.events())
@@ -122,7 +123,7 @@ def train_steps(
             if saved != step:
                 saved = save(saver, step, run, saved, journal, pulse)
             publish(saver, journal)
-            back = checkpoint.newest_step(folder.checkpoints)  # an earlier one where the disk is full
+            back = saver.newest  # an earlier step where the disk is full
             return journal.state(STOPPED, back, reason=f"{STOPS[stop]}; the run resumes from step {back}", cause=stop)
 
         # ---- forward and backward over this rank's micro-batches
@@ -257,7 +258,7 @@ class Pulse:
         if arrived is not None:
             arrived.synchronize()
         nats, squared_norm, people, notices, written = host.tolist()
-        self.stop = ASKED if people else PREEMPTED if notices else self.stop
+        self.stop = ASKED if people else self.stop or (PREEMPTED if notices else None)
         self.written = self.written or written == self._world
         return step, nats, squared_norm
 
@@ -321,7 +322,7 @@ def rewind(
         raise GopherError(
             f"step {step + 1} has {trouble.sentence} and {what.hopeless}; lower optim.lr (now {run.optim.lr:g}) or inspect the data"
         )
-    back = checkpoint.restore(folder.checkpoints, adam, run.key, latest=what.latest, tell=journal.warn)
+    back = saver.newest = checkpoint.restore(folder.checkpoints, adam, run.key, latest=what.latest, tell=journal.warn)
     if back == 0:
         start_over(model, adam, run, folder.placement())
     checkpoint.drop_after(folder.checkpoints, back)

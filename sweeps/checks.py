@@ -21,7 +21,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from gopher.errors import UsageError
-from gopher.marker import MARKER, read_marker
+from gopher.marker import MARKER, read_marker, steps_in
 from gopher.record import RunFolder
 from sweeps.machine import answers, usable_cpus
 from sweeps.redact import hide_secrets
@@ -232,7 +232,7 @@ def checkpoints(settings: Settings) -> Finding:
     broken, read, unread = [], 0, 0
     until = time.monotonic() + SUM_BUDGET_SECONDS
     markers = sorted(
-        (p for f in run_folders(settings) for p in sorted(f.checkpoints.glob(f"[0-9]*/{MARKER}"))[-1:]),
+        (p / MARKER for f in run_folders(settings) for p in steps_in(f.checkpoints)[-1:] if (p / MARKER).exists()),
         key=lambda p: -p.stat().st_mtime,
     )
     for marker in markers:
@@ -244,7 +244,7 @@ def checkpoints(settings: Settings) -> Finding:
             broken += [f"{marker.parent} ({fault})"] if fault else []
     rest = f", {unread} checked by size only" if unread else ""
     if broken:
-        return Finding(WARN, some(broken), "the run goes on from the one before")
+        return Finding(WARN, some(broken), "a run goes on from the checkpoint before a damaged one")
     return Finding(OK, f"{read} newest ones are intact{rest}")
 
 
@@ -266,7 +266,9 @@ def fault_of(marker: Path, until: float) -> str | None:
             with open(marker.parent / name, "rb") as file:
                 if file_digest(file, "sha256").hexdigest() != mark["sha256"]:
                     return f"{name} has another SHA-256"
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+    except UsageError as other_format:
+        return str(other_format)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its marker cannot be read: {type(error).__name__}"
     return ""
 

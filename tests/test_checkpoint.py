@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import demo_spec, save
 
-from gopher.checkpoint import behind_spikes, load_for_inference, newest_complete, restore, steps_in
+from gopher.checkpoint import behind_spikes, load_for_inference, newest_complete, restore
 from gopher.errors import GopherError, UsageError
-from gopher.marker import MARKER
+from gopher.marker import MARKER, steps_in
 from gopher.optim import Adam
 from gopher.record import RunFolder
 from gopher.shard import build, like, mesh_of, parts, process_group

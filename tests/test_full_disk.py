@@ -95,6 +95,23 @@ def fill(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.* is damaged")
+def test_a_stop_names_no_checkpoint_that_was_passed_over(shards: tuple[DataSpec, Path], tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "run", shards)
+    train(folder, should_stop=stop_at(9))
+    (folder.checkpoints / "0000000010" / ".metadata").write_bytes(b"")
+    (folder.checkpoints / "0000000010").rename(folder.checkpoints / "0000000015")
+    shutil.copytree(folder.checkpoints / "0000000005", folder.checkpoints / "0000000005.old")
+    state = train(folder, should_stop=stop_at(0))
+    assert (state.state, state.step, state.reason) == (STOPPED, 6, "asked to stop; the run resumes from step 6")
+    assert sorted(p.name for p in folder.checkpoints.iterdir()) == [
+        "0000000005",
+        "0000000005.old",
+        "0000000006",
+        "0000000015",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged")
 @pytest.mark.parametrize("marker", ["{", None])
 def test_a_damaged_checkpoint_of_step_0_is_written_again(
     shards: tuple[DataSpec, Path], finished: RunFolder, tmp_path: Path, marker: str | None

@@ -112,6 +112,16 @@ def test_a_spike_is_called_at_the_same_step_after_any_resume(
     assert kinds(folder) == kinds(spiked) and numbers(folder) == numbers(spiked)
 
 
+def test_a_person_who_stops_a_run_is_not_overruled_by_a_notice(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch goes on with a run that was preempted, not with one that somebody stopped."""
+    monkeypatch.setitem(LAG_STEPS, "cpu", 1)
+    calls = iter([None, None, ASKED, PREEMPTED])
+    state = train(run_in(tmp_path / "run", shards, {"log_every_steps": 100}), should_stop=lambda: next(calls, None))
+    assert (state.state, state.cause) == (STOPPED, ASKED)
+
+
 def test_a_stop_told_with_late_sums_is_not_lost(
     shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

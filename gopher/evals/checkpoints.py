@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from gopher.cache import Reader
-from gopher.checkpoint import chosen, steps_in
+from gopher.checkpoint import chosen
 from gopher.errors import UsageError
 from gopher.identity import content_hash
 from gopher.inference import Rung, open_rung, place, tokenizer_folder, tokenizer_of
-from gopher.marker import read_marker
+from gopher.marker import read_marker, steps_in
 from gopher.model import Transformer, initialise
 from gopher.parent import weights_hash
 from gopher.record import RunFolder

@@ -66,7 +66,7 @@ def because(found: Found, state: RunState | None, settings: Settings) -> str:
         return (
             f"was interrupted after step {state.step} (its process is gone); {again} goes on from the last checkpoint"
         )
-    cure = f"{again} tries it again" if state.state == FAILED else f"{again} goes on from its checkpoint"
+    cure = f"{again} tries it again" if state.state == FAILED else f"{again} goes on with it"
     verb = "stopped" if state.state == STOPPED else state.state
     return f"{verb} after step {state.step} in attempt {state.attempt}: {state.reason or 'no reason was kept'}; {cure}"
 
