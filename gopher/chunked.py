@@ -80,7 +80,20 @@ class Tiling:
 
     @property
     def blocks(self) -> list[slice]:
-        return row_blocks(0, self.length, self.rows)
+        """The last queries first: their tile reaches all keys and distances, so what is summed over tiles begins with it."""
+        return row_blocks(0, self.length, self.rows)[::-1]
+
+    @property
+    def first(self) -> list[tuple[bool, bool]]:
+        """Whether each tile is the first of its keys, and of its table."""
+        blocks, sharing = len(self.blocks), self.sharing
+        tiles = range(self.n_heads * self.batch // self.pairs * blocks)
+        return [(i % blocks == 0, i % (blocks * sharing) == 0) for i in tiles]
+
+    @property
+    def sharing(self) -> int:
+        """Groups of pairs that have one table: the sequences of a head."""
+        return max(1, self.batch // self.pairs)
 
     @property
     def heads(self) -> int:
@@ -94,19 +107,25 @@ class Tiling:
         """The same with the pairs of a head in one, (heads, pairs of a head * queries, d_head): they share its table."""
         return self.own(x) if self.pairs == 1 else [part.reshape(self.heads, -1, x.size(-1)) for part in self.own(x)]
 
-    def seen(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Each tile's keys, those up to its last query, of x (H * B, T, d_head)."""
-        return self.cut(x, self.pairs, [slice(block.stop) for block in self.blocks])
+    def seen(self, x: torch.Tensor, turned: bool = False) -> list[torch.Tensor]:
+        """Each tile's keys, those up to its last query, of x (H * B, T, d_head), or those (d_head, keys)."""
+        return self.cut(x, self.pairs, [slice(block.stop) for block in self.blocks], turned=turned)
 
-    def near(self, table: torch.Tensor) -> list[torch.Tensor]:
-        """The distances of each tile and the pad, of a table (H, T + 1, d_head) as `descending` makes it."""
+    def near(self, table: torch.Tensor, turned: bool = False) -> list[torch.Tensor]:
+        """The distances of each tile and the pad, of a table (H, T + 1, d_head) as `descending` makes it; `turned` as above."""
         reached = [slice(self.length - block.stop, None) for block in self.blocks]
-        return self.cut(table, self.heads, reached, times=max(1, self.batch // self.pairs))
+        return self.cut(table, self.heads, reached, self.sharing, turned)
 
-    def cut(self, x: torch.Tensor, size: int, spans: list[slice], times: int = 1) -> list[torch.Tensor]:
-        """x[group, ..., span] of all tiles; a group has `size` of the leading elements, and `times` as many tiles as spans."""
+    def cut(
+        self, x: torch.Tensor, size: int, spans: list[slice], times: int = 1, turned: bool = False
+    ) -> list[torch.Tensor]:
+        """x[group, ..., span] of all tiles; a group has `size` of the leading elements, and `times` as many tiles as spans.
+
+        `turned` swaps the last two dimensions, here and not tile by tile, because views cost more than they seem to.
+        """
         grouped = x if self.pairs == 1 else x.unflatten(0, (-1, size))
-        by_span = [grouped[..., span, :].unbind(0) for span in spans]
+        parts = [grouped[..., span, :] for span in spans]
+        by_span = [(part.mT if turned else part).unbind(0) for part in parts]
         return [part for group in zip(*by_span, strict=True) for _ in range(times) for part in group]
 
     def buffers(self, like: torch.Tensor) -> list["Buffer"]:
@@ -129,6 +148,8 @@ class Buffer:
     weights: torch.Tensor
     diagonal: torch.Tensor  # (pairs, queries, queries): the scores from the first query's own key on
     mask: torch.Tensor  # (queries, queries): to be added there
+    scores_turned: torch.Tensor  # views of scores and by_distance with their last two dimensions swapped
+    distances_turned: torch.Tensor
 
     @staticmethod
     def of(
@@ -140,8 +161,9 @@ class Buffer:
         flat = distances[: size + tiling.pairs * count].view(*lead, -1)
         by_key = shifted_view(flat, count, seen)
         contiguous = scores[:size].view(*lead, count, seen) if lead else by_key
+        by_distance = flat.view(*heads, -1, seen + 1)
         return Buffer(
-            by_distance=flat.view(*heads, -1, seen + 1),
+            by_distance=by_distance,
             before=flat[..., : count - 1],
             after=flat[..., -1:],
             by_key=by_key,
@@ -149,14 +171,18 @@ class Buffer:
             diagonal=contiguous[..., -count:],
             weights=weights[:size].view(*lead, count, seen),
             mask=causal_mask(count, count, scores.dtype, scores.device),
+            scores_turned=contiguous.mT,
+            distances_turned=by_distance.mT,
         )
 
-    def probabilities(self, query_u: Any, query_v: Any, keys: Any, near: Any, out: torch.Tensor | None) -> torch.Tensor:
+    def probabilities(
+        self, query_u: Any, query_v: Any, k_turned: Any, near_turned: Any, out: torch.Tensor | None
+    ) -> torch.Tensor:
         """Softmax of the tile's queries over the keys that they see."""
-        multiply(query_v, near.mT, out=self.by_distance)
+        multiply(query_v, near_turned, out=self.by_distance)
         if self.scores is not self.by_key:
             self.scores.copy_(self.by_key)
-        accumulate(self.scores, query_u, keys.mT)
+        accumulate(self.scores, query_u, k_turned)
         self.diagonal.add_(self.mask)
         return torch.softmax(self.scores, dim=-1, out=out)
 
@@ -177,32 +203,32 @@ class Chunked(torch.autograd.Function):
         ctx: Any, q: Any, k: Any, v: Any, r: Any, u: Any, v_bias: Any, scale: float, tiling: Tiling, keep: int
     ) -> torch.Tensor:
         batch, n_heads, length, width = q.shape
-        scaled = q.transpose(0, 1) * scale
-        laid_out = (
-            scaled + (u * scale)[:, None, None],
-            scaled + (v_bias * scale)[:, None, None],
-            *(x.transpose(0, 1) for x in (k, v)),
-        )
         # contiguous: rows that stand 3 d_model apart, as one sequence's do, fall into few sets of a cache
-        query_u, query_v, keys, values = (x.reshape(-1, length, width).contiguous() for x in laid_out)
+        by_pair, flat = (n_heads, batch, length, width), (-1, length, width)
+        query_u, query_v = (
+            torch.add((x * scale)[:, None, None], q.transpose(0, 1), alpha=scale, out=q.new_empty(by_pair)).view(flat)
+            for x in (u, v_bias)
+        )
+        keys, values = (x.transpose(0, 1).reshape(flat).contiguous() for x in (k, v))
         table = descending(r)
         keeping = any(ctx.needs_input_grad) and n_heads * batch * length * length * q.itemsize <= keep
         out, kept = torch.empty_like(query_u), []
         tiles = zip(
             *(tiling.own(x) for x in (query_u, out)),
             tiling.own_by_head(query_v),
-            *(tiling.seen(x) for x in (keys, values)),
-            tiling.near(table),
+            tiling.seen(keys, turned=True),
+            tiling.seen(values),
+            tiling.near(table, turned=True),
             tiling.buffers(q),
             strict=True,
         )
-        for qu, attended, qv, seen_k, seen_v, near, buffer in tiles:
-            weights = buffer.probabilities(qu, qv, seen_k, near, out=None if keeping else buffer.weights)
+        for qu, attended, qv, k_turned, seen_v, near_turned, buffer in tiles:
+            weights = buffer.probabilities(qu, qv, k_turned, near_turned, out=None if keeping else buffer.weights)
             multiply(weights, seen_v, out=attended)
             if keeping:
                 kept.append(weights)
         ctx.save_for_backward(query_u, query_v, keys, values, table, *kept)
-        ctx.scale, ctx.tiling, ctx.shape = scale, tiling, (n_heads, batch, length, width)
+        ctx.scale, ctx.tiling, ctx.shape = scale, tiling, by_pair
         return out.view(ctx.shape).transpose(0, 1)
 
     @staticmethod
@@ -210,31 +236,37 @@ class Chunked(torch.autograd.Function):
         query_u, query_v, keys, values, table, *kept = ctx.saved_tensors
         grad_out = grad_out.transpose(0, 1).reshape(query_u.shape).contiguous()
         grad_u, grad_v = torch.empty_like(query_u), torch.empty_like(query_v)
-        grad_keys, grad_values, grad_table = (torch.zeros_like(x) for x in (keys, values, table))
+        grad_keys, grad_values, grad_table = (torch.empty_like(x) for x in (keys, values, table))
         tiling = ctx.tiling
         tiles = zip(
             *(tiling.own(x) for x in (query_u, grad_out, grad_u, grad_v)),
             tiling.own_by_head(query_v),
-            *(tiling.seen(x) for x in (keys, values, grad_keys, grad_values)),
+            *(tiling.seen(x) for x in (keys, grad_keys, grad_values)),
+            tiling.seen(values, turned=True),
             *(tiling.near(x) for x in (table, grad_table)),
+            tiling.first,
             tiling.buffers(keys),
             strict=True,
         )
-        for i, (qu, go, gu, gv, qv, k, v, gk, gw, near, gr, buffer) in enumerate(tiles):
-            weights = kept[i] if kept else buffer.probabilities(qu, qv, k, near, out=buffer.weights)
-            grad_scores = multiply(go, v.mT, out=buffer.scores)
+        for i, (qu, go, gu, gv, qv, k, gk, gw, v_turned, near, gr, (new_keys, new_table), buffer) in enumerate(tiles):
+            weights = kept[i] if kept else buffer.probabilities(qu, qv, k.mT, near.mT, out=buffer.weights)
+            grad_scores = multiply(go, v_turned, out=buffer.scores)
             torch._softmax_backward_data(grad_scores, weights, -1, weights.dtype, grad_input=grad_scores)
-            accumulate(gw, weights.mT, go)
+            accumulate(gw, weights.mT, go, new_keys)
             multiply(grad_scores, k, out=gu)
-            accumulate(gk, grad_scores.mT, qu)
+            accumulate(gk, buffer.scores_turned, qu, new_keys)
             by_distance = buffer.gradient_by_distance()
-            gv.copy_(multiply(by_distance, near).view_as(gv))
-            accumulate(gr, by_distance.mT, qv)
-        grad_u, grad_v = (x.mul_(ctx.scale).view(ctx.shape) for x in (grad_u, grad_v))
+            if tiling.pairs == 1:
+                multiply(by_distance, near, out=gv)
+            else:
+                gv.copy_(multiply(by_distance, near).view_as(gv))
+            accumulate(gr, buffer.distances_turned, qv, new_table)
+        grad_u, grad_v = (x.view(ctx.shape) for x in (grad_u, grad_v))
+        grad_biases = [x.sum((1, 2)) * ctx.scale for x in (grad_u, grad_v)]
         grad_k, grad_w = (x.view(ctx.shape).transpose(0, 1) for x in (grad_keys, grad_values))
         grad_r = grad_table[:, :-1].flip(1)
-        gradients = (grad_u + grad_v).transpose(0, 1), grad_k, grad_w, grad_r, grad_u.sum((1, 2)), grad_v.sum((1, 2))
-        return *gradients, None, None, None
+        grad_q = grad_u.add_(grad_v).mul_(ctx.scale).transpose(0, 1)
+        return grad_q, grad_k, grad_w, grad_r, *grad_biases, None, None, None
 
 
 def multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -242,9 +274,11 @@ def multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) 
     return torch.mm(a, b, out=out) if a.dim() == 2 else torch.bmm(a, b, out=out)
 
 
-def accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """total += a @ b, likewise. In place only where that is one product: into a part of a tensor torch goes pair by pair."""
-    if a.dim() == 2:
+def accumulate(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, new: bool = False) -> None:
+    """total += a @ b, likewise, or = for a new total. In place only where that is one product: into a part of a tensor torch goes pair by pair."""
+    if new:
+        multiply(a, b, out=total)
+    elif a.dim() == 2:
         total.addmm_(a, b)
     elif total.is_contiguous():
         total.baddbmm_(a, b)
