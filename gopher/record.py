@@ -173,11 +173,8 @@ class RunFolder:
             return build(RunState, json.loads((self.path / "state.json").read_text("utf-8")), "state.json")
         except FileNotFoundError:
             return None
-        except (
-            ValueError,
-            RecursionError,
-            UsageError,
-        ):  # a power cut, another version: metrics and checkpoints are other files
+        except (ValueError, RecursionError, UsageError):
+            # a power cut, another version: metrics and checkpoints are other files
             warnings.warn(f"{self.path / 'state.json'} cannot be read; the run counts as not begun", stacklevel=2)
             return None
 
