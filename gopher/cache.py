@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from gopher.attention import product, relative_attention, sinusoids
 from gopher.chunked import CPU_TILE_SCORES, QUERY_ROWS, causal_mask, row_blocks, shifted_view
 from gopher.errors import UsageError
+from gopher.matrix import Matrix
 from gopher.model import Block, Transformer
 from gopher.step import HIDDEN, step, weights_of
 
@@ -108,7 +108,7 @@ class Queries:
     rows: slice  # of the queries that are computed
     seen: int  # columns up to its last token's own, those of a shared prefix included
     column: torch.Tensor | None  # (B, n, seen), of the score in a table by distance; None: as they follow one another
-    mask: torch.Tensor | None  # (n, seen) or (B, n, seen), added to scores
+    mask: torch.Tensor | None  # (n, n) or (B, n, seen), added to scores of the last columns
     padding: torch.Tensor | None  # (B, 1, seen), likewise
 
 
@@ -119,8 +119,8 @@ class Reader:
         self.model = model.eval()
         self.device = model.embedding.device
         head = model.embedding.detach()
-        self.head = head.float() if head.dtype == torch.bfloat16 else head  # bfloat16 logits are off by 0.4 %
-        self.tables: list[torch.Tensor] = []
+        self.head = Matrix(head.float() if head.dtype == torch.bfloat16 else head)  # bfloat16 logits are off by 0.4 %
+        self.tables = head.new_empty(0, 0, 1, 0)  # see `cover`
         self.layers = weights_of(model)
 
     @torch.no_grad()
@@ -159,17 +159,21 @@ class Reader:
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits of hidden states (float64 for a float64 model)."""
-        return hidden.to(self.head.dtype) @ self.head.t()
+        return self.head.of(hidden.to(self.head.transposed.dtype))
 
     def cover(self, length: int) -> None:
-        """Make the tables reach distance length - 1: (H, room + 1, d_head) per layer, descending, the last row padding."""
-        room = self.tables[0].size(1) - 1 if self.tables else 0
+        """Make the tables reach distance length - 1: (layers, H, room + 1, d_head), descending, the last row padding.
+
+        In memory the distances of one component follow one another, as products with queries like them best.
+        """
+        room = self.tables.size(2) - 1
         if length > room:
-            room = max(length, self.model.spec.context, 2 * room)
-            dtype, blocks = self.model.embedding.dtype, self.model.blocks
-            sines = sinusoids(room, self.model.spec.d_model, dtype, self.device)
-            distances: Any = [block.distances(sines) for block in blocks]  # type: ignore[operator]
-            self.tables = [F.pad(r.flip(1), (0, 0, 0, 1)) for r in distances]
+            spec, room = self.model.spec, max(length, self.model.spec.context, 2 * room)
+            tables = self.model.embedding.new_zeros(spec.n_layers, spec.n_heads, spec.d_head, room + 1)
+            sines = sinusoids(room, spec.d_model, tables.dtype, self.device)
+            for table, block in zip(tables, self.model.blocks, strict=True):
+                table[..., :-1] = block.distances(sines).flip(1).mT  # type: ignore[operator]
+            self.tables = tables.mT
 
     def first(self, block: Block, layer: int, q: Any, k: Any, v: Any, attention: str) -> torch.Tensor:
         """Attended values of the first tokens of all rows: the same attention as in training."""
@@ -183,9 +187,10 @@ class Reader:
         outputs = []
         for part in queries:
             position = position_scores(query_v[:, :, part.rows], self.tables[layer][:, -part.seen - 1 :])
-            scores = by_key(position, part)
-            own = part.seen - cache.total + cache.length
-            outputs.append(mix(scores, query_u[:, :, part.rows], cache.spans(layer, own)))
+            spans = cache.spans(layer, part.seen - cache.total + cache.length)
+            scores = content_scores(query_u[:, :, part.rows], [keys for keys, _ in spans])
+            scores = masked(scores.add_(by_key(position, part)), part)
+            outputs.append(mix(scores, [values for _, values in spans]))
         return torch.cat(outputs, dim=2) if outputs else q
 
 
@@ -203,7 +208,7 @@ def queries_of(cache: Cache, skip: int, block: slice, places: Places | None) -> 
     begin, end, seen = block.start, block.stop, cache.total + block.stop
     dtype, device = torch.promote_types(cache.store.dtype, torch.float32), cache.store.device
     column = padding = None
-    mask = causal_mask(end - begin, seen, dtype, device) if end - begin > 1 else None
+    mask = causal_mask(end - begin, end - begin, dtype, device) if end - begin > 1 else None
     if places is not None:
         column = (seen - 1 - places.distance[:, block, :seen]).clamp_(0, seen - 1)
         mask = places.mask[:, block, :seen]
@@ -219,23 +224,32 @@ def position_scores(query_v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def by_key(position: torch.Tensor, part: Queries) -> torch.Tensor:
-    """Scores by distance (H, B, n, seen + 1) as masked scores by key (H, B, n, seen)."""
+    """Scores by distance (H, B, n, seen + 1) as scores by key (H, B, n, seen)."""
     count, seen = position.size(2), position.size(3) - 1
     if part.column is not None:
-        scores = position.gather(3, part.column.expand(position.size(0), -1, -1, -1))
-    else:
-        scores = shifted_view(position.flatten(-2), count, seen)
-    scores = scores if part.mask is None else scores + part.mask
-    return scores if part.padding is None else scores + part.padding
+        return position.gather(3, part.column.expand(position.size(0), -1, -1, -1))
+    return shifted_view(position.flatten(-2), count, seen)
 
 
-def mix(scores: torch.Tensor, query_u: torch.Tensor, spans: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Softmax of position plus content scores over the keys of all spans, times their values: (H, B, n, d_head)."""
-    sizes = [keys.size(2) for keys, _ in spans]
-    for part, (keys, _) in zip(scores.split(sizes, dim=3), spans, strict=True):
-        part += by_row(product, query_u, keys.transpose(2, 3))
-    weights = torch.softmax(scores, dim=-1).to(query_u.dtype).split(sizes, dim=3)
-    mixed = [by_row(torch.bmm, part, values) for part, (_, values) in zip(weights, spans, strict=True)]
+def content_scores(query_u: torch.Tensor, keys: list[torch.Tensor]) -> torch.Tensor:
+    """Scores (H, B, n, seen) with the keys of all spans."""
+    scores = [by_row(product, query_u, span.transpose(2, 3)) for span in keys]
+    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=3)
+
+
+def masked(scores: torch.Tensor, part: Queries) -> torch.Tensor:
+    """The same `scores`, changed in place."""
+    if part.mask is not None:
+        scores[..., -part.mask.size(-1) :] += part.mask
+    if part.padding is not None:
+        scores += part.padding
+    return scores
+
+
+def mix(scores: torch.Tensor, values: list[torch.Tensor]) -> torch.Tensor:
+    """Softmax of scores (H, B, n, seen) times the values of all spans: (H, B, n, d_head)."""
+    weights = torch.softmax(scores, dim=-1).to(values[0].dtype).split([span.size(2) for span in values], dim=3)
+    mixed = [by_row(torch.bmm, part, span) for part, span in zip(weights, values, strict=True)]
     return sum(mixed[1:], start=mixed[0])
 
 

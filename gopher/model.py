@@ -34,9 +34,21 @@ class Norm(nn.Module):
         self.gain = nn.Parameter(torch.empty(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda or x.dtype in (torch.bfloat16, torch.float16):
-            return F.rms_norm(x, self.gain.shape, self.gain, NORM_EPS)
-        return PlainNorm.apply(x, self.gain)
+        return rms_norm(x, self.gain)
+
+
+def rms_norm(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """Vectors (..., width) of root mean square 1 (but for `NORM_EPS`), times the gain."""
+    if x.is_cuda or x.dtype in (torch.bfloat16, torch.float16):
+        return F.rms_norm(x, gain.shape, gain, NORM_EPS)
+    # a function of autograd costs twice what it computes for one vector, also where no gradient is wanted
+    return PlainNorm.apply(x, gain) if torch.is_grad_enabled() else x * inverse_rms(x) * gain
+
+
+def inverse_rms(x: torch.Tensor) -> torch.Tensor:
+    """What the vectors of `x` (..., width) are multiplied with for a root mean square of 1: (..., 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().mul_(1 / x.size(-1)).add_(NORM_EPS).rsqrt_()
 
 
 class PlainNorm(torch.autograd.Function):
@@ -44,8 +56,7 @@ class PlainNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = norm.square_().mul_(1 / gain.numel()).add_(NORM_EPS).rsqrt_()
+        inverse = inverse_rms(x)
         unit = x * inverse
         ctx.save_for_backward(unit, inverse, gain)
         return unit * gain

@@ -81,13 +81,13 @@ def test_narrow_numbers_are_multiplied_and_weighed_in_float32() -> None:
     exact = a.double() @ b.double().mT
     torch.testing.assert_close(product(a, b.mT).double(), exact, rtol=1e-5, atol=1e-6)
     reader = Reader(model_of(torch.bfloat16))
-    hidden = torch.randn(3, reader.head.size(1), generator=generator).to(torch.bfloat16)
+    hidden = torch.randn(3, reader.head.transposed.size(0), generator=generator).to(torch.bfloat16)
     logits = hidden.double() @ reader.model.embedding.double().t()
     torch.testing.assert_close(reader.logits(hidden).double(), logits, rtol=1e-5, atol=1e-6)
     # one head, row and query; scores 100 and 100.25, which bfloat16 does not tell apart
-    scores, keys = torch.tensor([100.0, 100.25])[None, None, None], torch.zeros(1, 1, 2, 4, dtype=torch.bfloat16)
+    scores = torch.tensor([100.0, 100.25])[None, None, None]
     values = torch.tensor([0.0, 1.0], dtype=torch.bfloat16)[None, None, :, None]
-    mixed = mix(scores.clone(), torch.zeros(1, 1, 1, 4, dtype=torch.bfloat16), [(keys, values)])
+    mixed = mix(scores, [values])
     assert mixed.item() == pytest.approx(torch.softmax(scores, -1)[..., 1].item(), rel=4e-3)
 
 

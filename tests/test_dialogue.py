@@ -97,7 +97,7 @@ def test_wrong_settings_are_refused_before_anything_is_said(
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_diverged_checkpoint_says_so(tiny_run: Path, temperature: float) -> None:
     diverged = open_rung(tiny_run)
-    diverged.reader.head.fill_(torch.inf)
+    diverged.reader.head.transposed.fill_(torch.inf)
     with pytest.raises(GopherError, match="the checkpoint has diverged; choose one of an earlier step"):
         complete(diverged, ["The"], max_new_tokens=3, sampling=Sampling(temperature=temperature))
 
