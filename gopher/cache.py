@@ -240,16 +240,19 @@ def content_scores(query_u: torch.Tensor, keys: list[torch.Tensor]) -> torch.Ten
 def masked(scores: torch.Tensor, part: Queries) -> torch.Tensor:
     """The same `scores`, changed in place."""
     if part.mask is not None:
-        scores[..., -part.mask.size(-1) :] += part.mask
+        scores[..., -part.mask.size(-1) :].add_(part.mask)  # += would write the columns once more
     if part.padding is not None:
-        scores += part.padding
+        scores.add_(part.padding)
     return scores
 
 
 def mix(scores: torch.Tensor, values: list[torch.Tensor]) -> torch.Tensor:
     """Softmax of scores (H, B, n, seen) times the values of all spans: (H, B, n, d_head)."""
-    weights = torch.softmax(scores, dim=-1).to(values[0].dtype).split([span.size(2) for span in values], dim=3)
-    mixed = [by_row(torch.bmm, part, span) for part, span in zip(weights, values, strict=True)]
+    weights = torch.softmax(scores, dim=-1).to(values[0].dtype)
+    if len(values) == 1:
+        return by_row(torch.bmm, weights, values[0])
+    parts = weights.split([span.size(2) for span in values], dim=3)
+    mixed = [by_row(torch.bmm, part, span) for part, span in zip(parts, values, strict=True)]
     return sum(mixed[1:], start=mixed[0])
 
 

@@ -64,8 +64,18 @@ class Saver:
         self.named = named_steps(placement, steps) | gather(once_named(folder))[0]  # also after a rewind
         self._thread = ThreadPoolExecutor(max_workers=1) if placement.checkpoints == "async" else None
         self._group = dist.new_group(backend="gloo") if self._thread else None
-        self.newest = 0  # step of the newest whole checkpoint of this course, for the caller to set where one is loaded
+        self.newest: int | None = None  # step of the newest whole checkpoint of this course
         self._writing: tuple[int, dict[str, Any], Future[Written]] | None = None
+
+    def restore(self, latest: int | None = None, tell: Tell = warnings.warn) -> int:
+        """`gopher.checkpoint.restore` into the state that is saved: the step from which it goes on."""
+        step = restore(self.folder, self._adam, self._run_key, latest, tell)
+        self.newest = step or None
+        return step
+
+    def holds(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is the newest one or on its way."""
+        return step == self.newest or (self._writing is not None and step == self._writing[0])
 
     def save(self, step: int, notes: dict[str, Any]) -> None:
         """Write the state after `step` steps, or begin to; `notes` (JSON) is what `notes_of` reads."""

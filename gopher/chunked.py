@@ -297,7 +297,7 @@ def descending(r: torch.Tensor) -> torch.Tensor:
 
 def shifted_view(flat: torch.Tensor, count: int, seen: int) -> torch.Tensor:
     """Scores by key, (..., count, seen), inside a flat position table of rows of seen + 1 distances: row i starts i earlier."""
-    return flat[..., count - 1 : count - 1 + count * seen].unflatten(-1, (count, seen))
+    return flat[..., count - 1 : count - 1 + count * seen].view(*flat.shape[:-1], count, seen)
 
 
 def causal_mask(rows: int, seen: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -83,7 +83,7 @@ def train_steps(
     adam = optimizer_of(parts(model), run)
     saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps, journal.sync)
     ends.callback(saver.close)
-    step = saver.newest = checkpoint.restore(folder.checkpoints, adam, run.key, tell=journal.warn)
+    step = saver.restore(tell=journal.warn)
     if step == 0:
         inherit(model, run, placement)
     skips = skips_of(journal.events())
@@ -95,14 +95,13 @@ def train_steps(
         regular = step > 0 and step % placement.checkpoint_every_steps == 0
         return regular or step == run.steps or step in saver.named
 
-    saved: int | None = step or None  # of a run that begins nothing is
     trouble: Trouble | None = None
     journal.start(step)
 
     while True:
         # ---- back to before what cannot be trusted
         if trouble:
-            step = saved = rewind(folder, run, model, adam, saver, journal, pulse.step, trouble)
+            step = rewind(folder, run, model, adam, saver, journal, pulse.step, trouble)
             skips = skips_of(journal.events())
             pulse = Pulse(run, world, watch_at(folder, step), step - 1, pulse.stop)
             trouble = None
@@ -114,16 +113,16 @@ def train_steps(
             if trouble := untrusted(metrics):
                 continue  # no checkpoint was made of this step
             journal.log(step, metrics | budget(run, step, "val"))
-        if step != saved and is_due(step):
-            saved = save(saver, step, run, saved, journal, pulse)
+        if is_due(step) and not saver.holds(step):
+            save(saver, step, run, journal, pulse)
         if step == run.steps:
             journal.log(step, final_metrics(run, metrics, journal.train_seconds, world))
             return journal.state(FINISHED, step)
         if stop := pulse.stop:
-            if saved != step:
-                saved = save(saver, step, run, saved, journal, pulse)
+            if not saver.holds(step):
+                save(saver, step, run, journal, pulse)
             publish(saver, journal)
-            back = saver.newest  # an earlier step where the disk is full
+            back = saver.newest or 0  # an earlier step where the disk is full
             return journal.state(STOPPED, back, reason=f"{STOPS[stop]}; the run resumes from step {back}", cause=stop)
 
         # ---- forward and backward over this rank's micro-batches
@@ -271,10 +270,8 @@ def watch_at(folder: RunFolder, step: int) -> Watch:
     return Watch(**checkpoint.notes_of(folder.checkpoints, step).get("watch", {}))
 
 
-def save(
-    saver: checkpoint.Saver, step: int, run: RunSpec, saved: int | None, journal: Journal, pulse: Pulse
-) -> int | None:
-    """Step of the newest checkpoint: `step`, or `saved` with a warning when it could not be written before the end."""
+def save(saver: checkpoint.Saver, step: int, run: RunSpec, journal: Journal, pulse: Pulse) -> None:
+    """Save `step`, or warn that it could not be; at the end that is an error."""
     try:
         saver.save(step, {"watch": pulse.watch.state()})
         if step == run.steps:
@@ -283,8 +280,6 @@ def save(
         if step == run.steps:
             raise
         journal.warn(f"{failure}; training goes on")
-        return saved
-    return step
 
 
 def publish(saver: checkpoint.Saver, journal: Journal) -> None:
@@ -322,7 +317,7 @@ def rewind(
         raise GopherError(
             f"step {step + 1} has {trouble.sentence} and {what.hopeless}; lower optim.lr (now {run.optim.lr:g}) or inspect the data"
         )
-    back = saver.newest = checkpoint.restore(folder.checkpoints, adam, run.key, latest=what.latest, tell=journal.warn)
+    back = saver.restore(latest=what.latest, tell=journal.warn)
     if back == 0:
         start_over(model, adam, run, folder.placement())
     checkpoint.drop_after(folder.checkpoints, back)
