@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import demo_spec, save
 
-from gopher.checkpoint import behind_spikes, load_for_inference, newest_complete, restore
+from gopher.checkpoint import Saver, behind_spikes, load_for_inference, newest_complete, restore
 from gopher.errors import GopherError, UsageError
 from gopher.marker import MARKER, steps_in
 from gopher.optim import Adam
@@ -108,6 +108,34 @@ def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
         for step in (5, 10, 15):
             save(tmp_path, step, adam, RUN.key)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0000000010", "0000000015"]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_writer_holds_what_it_wrote_or_read_and_nothing_that_failed(how: str, tmp_path: Path) -> None:
+    reasons: list[str] = []
+
+    def before() -> None:
+        if reasons:
+            raise OSError(reasons.pop())
+
+    with process_group("cpu"):
+        placement = Placement(data_dir="-", keep_checkpoints=2, checkpoints=how)
+        saver = Saver(tmp_path, state(), RUN.key, placement, 30, before)
+        assert saver.restore() == 0 and not saver.holds(0)
+        saver.save(10, {})
+        assert saver.holds(10)  # on its way, or there
+        saver.finish()
+        assert saver.holds(10) and saver.newest == 10
+        reasons.append("no room")
+        with pytest.raises(GopherError, match="step 20 could not be written .*no room"):
+            saver.save(20, {})
+            saver.finish()
+        assert saver.holds(10) and not saver.holds(20)
+        saver.save(20, {})
+        saver.finish()
+        assert saver.restore(latest=15) == 10
+        assert saver.holds(10) and not saver.holds(20)
+        saver.close()
 
 
 @pytest.mark.parametrize(
