@@ -67,11 +67,10 @@ class Saver:
         self.newest: int | None = None  # step of the newest whole checkpoint of this course
         self._writing: tuple[int, dict[str, Any], Future[Written]] | None = None
 
-    def restore(self, latest: int | None = None, tell: Tell = warnings.warn) -> int:
-        """`gopher.checkpoint.restore` into the state that is saved: the step from which it goes on."""
-        step = restore(self.folder, self._adam, self._run_key, latest, tell)
-        self.newest = step or None
-        return step
+    def restore(self, latest: int | None = None, tell: Tell = warnings.warn) -> int | None:
+        """`gopher.checkpoint.restore` into the state that is saved."""
+        self.newest = restore(self.folder, self._adam, self._run_key, latest, tell)
+        return self.newest
 
     def holds(self, step: int) -> bool:
         """Whether the checkpoint of `step` is the newest one or on its way."""
@@ -196,12 +195,14 @@ def publish(folder: Path, step: int, marker: Marker, before: Callable[[], None])
     return None
 
 
-def restore(folder: Path, adam: Adam, run_key: str, latest: int | None = None, tell: Tell = warnings.warn) -> int:
+def restore(
+    folder: Path, adam: Adam, run_key: str, latest: int | None = None, tell: Tell = warnings.warn
+) -> int | None:
     """Load the newest intact checkpoint (of step `latest` or before) into the model and `adam` on all ranks; its step,
-    or 0 without one. Damaged ones are passed over and told."""
+    or None without one. Damaged ones are passed over and told."""
     path = newest_complete(folder, latest, tell)
     if path is None:
-        return 0
+        return None
     marker = read_marker(path)
     if marker.run != run_key:
         raise UsageError(

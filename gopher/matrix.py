@@ -19,12 +19,13 @@ class Matrix:
         d_out, d_in = weight.shape
         self.transposed = weight.detach().t()
         row_bytes = d_in * weight.element_size()
-        slow = weight.device.type == "cpu" and row_bytes <= PAGE_BYTES and d_out * row_bytes >= CACHED_BYTES
-        far = slow and d_out % FAR_ROWS == 0
+        slow = row_bytes < PAGE_BYTES and d_out * row_bytes >= CACHED_BYTES and d_out % FAR_ROWS == 0
+        # narrower numbers, or columns that follow one another, would be ten to fifty times as slow
+        far = slow and weight.is_cpu and weight.dtype in (torch.float32, torch.float64) and weight.stride(1) == 1
         self.far = weight.detach().view(FAR_ROWS, -1, d_in).permute(1, 2, 0) if far else None
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
-        """x W^T, (..., d_out), of x (..., d_in)."""
+        """x W^T, (..., d_out), of x (..., d_in) of at most three dimensions."""
         if self.far is None or x.numel() != x.size(-1):
             return x @ self.transposed
         products = torch.bmm(x.expand(len(self.far), 1, -1), self.far)

@@ -83,7 +83,7 @@ def train_steps(
     adam = optimizer_of(parts(model), run)
     saver = checkpoint.Saver(folder.checkpoints, adam, run.key, placement, run.steps, journal.sync)
     ends.callback(saver.close)
-    step = saver.restore(tell=journal.warn)
+    step = saver.restore(tell=journal.warn) or 0
     if step == 0:
         inherit(model, run, placement)
     skips = skips_of(journal.events())
@@ -272,6 +272,7 @@ def watch_at(folder: RunFolder, step: int) -> Watch:
 
 def save(saver: checkpoint.Saver, step: int, run: RunSpec, journal: Journal, pulse: Pulse) -> None:
     """Save `step`, or warn that it could not be; at the end that is an error."""
+    publish(saver, journal)  # the one before: if it failed, this one is tried all the same
     try:
         saver.save(step, {"watch": pulse.watch.state()})
         if step == run.steps:
@@ -317,7 +318,7 @@ def rewind(
         raise GopherError(
             f"step {step + 1} has {trouble.sentence} and {what.hopeless}; lower optim.lr (now {run.optim.lr:g}) or inspect the data"
         )
-    back = saver.restore(latest=what.latest, tell=journal.warn)
+    back = saver.restore(latest=what.latest, tell=journal.warn) or 0
     if back == 0:
         start_over(model, adam, run, folder.placement())
     checkpoint.drop_after(folder.checkpoints, back)

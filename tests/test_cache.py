@@ -43,6 +43,18 @@ def test_any_cut_equals_the_full_forward(cuts: list[int], room: int) -> None:
     assert cache.length == sum(cuts)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_of_weights_read_far_apart(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only larger weights are worth: eight rows of one at a time."""
+    monkeypatch.setattr("gopher.matrix.CACHED_BYTES", 0)
+    tokens, reader, cache = text(rows, 12), Reader(MODEL), Cache.empty(MODEL, rows, 4)
+    assert reader.head.far is not None and all(w.qkv.far is not None for w in reader.layers)
+    exact = full(MODEL, tokens)
+    parts = [reader.read(part, cache) for part in tokens.split([5, *[1] * 7], dim=1)]
+    close(torch.cat(parts, dim=1), exact)
+    close(reader.logits(parts[-1]), exact[:, -1:] @ MODEL.embedding.detach().t())
+
+
 @pytest.mark.parametrize("before", [0, 5])
 @pytest.mark.parametrize(("count", "skip"), [(9, 4), (9, 9), (1, 1), (200, 70), (200, 131)])
 def test_skipped_tokens_are_cached_all_the_same(before: int, count: int, skip: int) -> None:

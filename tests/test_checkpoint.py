@@ -98,7 +98,7 @@ def test_frequent_checkpoints_never_lose_the_one_behind_a_spike(gaps: list[int],
 
 def test_nothing_to_restore(tmp_path: Path) -> None:
     with process_group("cpu"):
-        assert restore(tmp_path / "absent", state(), RUN.key) == 0
+        assert restore(tmp_path / "absent", state(), RUN.key) is None
 
 
 def test_the_newest_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_writer_holds_what_it_wrote_or_read_and_nothing_that_failed(how: str, 
     with process_group("cpu"):
         placement = Placement(data_dir="-", keep_checkpoints=2, checkpoints=how)
         saver = Saver(tmp_path, state(), RUN.key, placement, 30, before)
-        assert saver.restore() == 0 and not saver.holds(0)
+        assert saver.restore() is None and not saver.holds(0)
         saver.save(10, {})
         assert saver.holds(10)  # on its way, or there
         saver.finish()

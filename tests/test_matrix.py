@@ -29,5 +29,6 @@ def test_rows_far_apart_are_a_view_and_only_of_weights_that_gain() -> None:
     weight = torch.empty(FAR)
     far = Matrix(weight).far
     assert far is not None and far.data_ptr() == weight.data_ptr()
-    for shape in ((FAR[0] + 4, FAR[1]), (64, 32), (512, 1536)):  # no multiple of eight, in cache, rows of over a page
+    for shape in ((FAR[0] + 4, FAR[1]), (64, 32), (1024, 1024)):  # no multiple of eight, in cache, rows of a page
         assert Matrix(torch.empty(shape)).far is None
+    assert Matrix(weight.to(torch.float16)).far is None and Matrix(torch.empty(FAR[::-1]).t()).far is None

@@ -19,8 +19,10 @@ from distributed import on_ranks
 from studies import demo_spec, stop_at
 from training import contents, numbers, run_in
 
+from gopher.checkpoint import Saver
 from gopher.data import TokenStore
 from gopher.errors import UsageError
+from gopher.journal import Journal
 from gopher.model import Transformer, initialise
 from gopher.record import ASKED, FINISHED, PREEMPTED, STOPPED, RunFolder
 from gopher.spec import BatchSpec, DataSpec, PrecisionSpec, RunSpec
@@ -242,6 +244,26 @@ def test_checkpoints_beside_the_steps_hold_the_same_bits(
     shutil.rmtree(folder.checkpoints / "0000000020")
     folder.write_state(dataclasses.replace(folder.state(), state=STOPPED))  # type: ignore[type-var]
     assert train(folder).state == FINISHED and numbers(folder) == numbers(finished)
+
+
+def test_a_checkpoint_is_tried_though_the_one_before_it_failed_late(
+    shards: tuple[DataSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow writes are published as the next one begins; the first finds no room."""
+    sync, failures = Journal.sync, [OSError("no room")]
+
+    def fail_once(journal: Journal) -> None:
+        if failures:
+            raise failures.pop()
+        sync(journal)
+
+    monkeypatch.setattr(Journal, "sync", fail_once)
+    monkeypatch.setattr(Saver, "written", False)
+    how = {"checkpoints": "async", "checkpoint_every_steps": 4, "keep_checkpoints": 9}
+    folder = run_in(tmp_path / "run", shards, how)
+    with pytest.warns(UserWarning, match="step 4 could not be written .*no room.* training goes on"):
+        assert train(folder).state == FINISHED
+    assert sorted(int(p.name) for p in folder.checkpoints.iterdir()) == [8, 12, 16, 20]
 
 
 def train_many(rank: int, paths: list[Path], counts: Path) -> None:
