@@ -161,6 +161,7 @@ class Reader:
         """float32 logits of hidden states (float64 for a float64 model)."""
         return self.head.of(hidden.to(self.head.transposed.dtype))
 
+    @torch.no_grad()
     def cover(self, length: int) -> None:
         """Make the tables reach distance length - 1: (layers, H, room + 1, d_head), descending, the last row padding.
 

@@ -32,7 +32,7 @@ class Matrix:
         return products.permute(1, 2, 0).reshape(*x.shape[:-1], -1)
 
     def added_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """y + x W^T."""
+        """y + x W^T, (B, d_out), of x (B, d_in)."""
         if self.far is None or len(x) > 1:
             return torch.addmm(y, x, self.transposed)
         return y + self.of(x)
