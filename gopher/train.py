@@ -113,17 +113,13 @@ def train_steps(
             if trouble := untrusted(metrics):
                 continue  # no checkpoint was made of this step
             journal.log(step, metrics | budget(run, step, "val"))
-        if is_due(step) and not saver.holds(step):
+        if is_due(step):
             save(saver, step, run, journal, pulse)
         if step == run.steps:
             journal.log(step, final_metrics(run, metrics, journal.train_seconds, world))
             return journal.state(FINISHED, step)
-        if stop := pulse.stop:
-            if not saver.holds(step):
-                save(saver, step, run, journal, pulse)
-            publish(saver, journal)
-            back = saver.newest or 0  # an earlier step where the disk is full
-            return journal.state(STOPPED, back, reason=f"{STOPS[stop]}; the run resumes from step {back}", cause=stop)
+        if cause := pulse.stop:
+            return stop(cause, saver, step, run, journal, pulse)
 
         # ---- forward and backward over this rank's micro-batches
         began = time.perf_counter()
@@ -271,7 +267,9 @@ def watch_at(folder: RunFolder, step: int) -> Watch:
 
 
 def save(saver: checkpoint.Saver, step: int, run: RunSpec, journal: Journal, pulse: Pulse) -> None:
-    """Save `step`, or warn that it could not be; at the end that is an error."""
+    """Save `step` unless it is, or warn that it could not be; at the end that is an error."""
+    if saver.holds(step):
+        return
     publish(saver, journal)  # the one before: if it failed, this one is tried all the same
     try:
         saver.save(step, {"watch": pulse.watch.state()})
@@ -281,6 +279,14 @@ def save(saver: checkpoint.Saver, step: int, run: RunSpec, journal: Journal, pul
         if step == run.steps:
             raise
         journal.warn(f"{failure}; training goes on")
+
+
+def stop(cause: str, saver: checkpoint.Saver, step: int, run: RunSpec, journal: Journal, pulse: Pulse) -> RunState:
+    """The run's state where a rank was asked to stop, with what was done until then saved if there is room."""
+    save(saver, step, run, journal, pulse)
+    publish(saver, journal)
+    back = saver.newest or 0  # an earlier step where the disk is full
+    return journal.state(STOPPED, back, reason=f"{STOPS[cause]}; the run resumes from step {back}", cause=cause)
 
 
 def publish(saver: checkpoint.Saver, journal: Journal) -> None:
